@@ -240,7 +240,9 @@ def _anchored(config: Config, folder: Path) -> Config:
 
 def _explain(error: ValidationError) -> str:
     """All problems of a validation in one sentence each, unknown keys with the nearest known name."""
-    return "; ".join(_explain_one(problem["loc"], problem["type"], problem["msg"]) for problem in error.errors())
+    return "; ".join(
+        _explain_one(problem["loc"], problem["type"], problem["msg"]) for problem in error.errors()
+    )
 
 
 def _explain_one(location: tuple[int | str, ...], kind: str, message: str) -> str:
@@ -251,7 +253,11 @@ def _explain_one(location: tuple[int | str, ...], kind: str, message: str) -> st
         return f'unknown key "{where}"{hint}'
     if kind == "missing":
         return f'"{where}" is missing'
-    return f'"{where}": {message.removeprefix("Value error, ")}' if where else message.removeprefix("Value error, ")
+    return (
+        f'"{where}": {message.removeprefix("Value error, ")}'
+        if where
+        else message.removeprefix("Value error, ")
+    )
 
 
 def _known(parents: tuple[int | str, ...]) -> list[str]:

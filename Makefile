@@ -1,0 +1,47 @@
+# Thin: every target sets up .venv when it is missing, then calls what a person would call.
+VENV ?= .venv
+PYTHON ?= python3
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+OPTIMUM := .venv-optimum
+
+.PHONY: demo test test-fast test-optimum lint bench clean
+
+demo: $(READY)  ## fresh clone to admitted bundle, then three utterances through it
+	$(BIN)/cockpit build configs/smollm2-135m.toml
+	$(BIN)/python -m runtime runs/smollm2-135m/bundle "set the driver side to 22 degrees"
+	$(BIN)/python -m runtime runs/smollm2-135m/bundle "open the sunroof and play some jazz"
+	$(BIN)/python -m runtime runs/smollm2-135m/bundle "把副驾驶车窗打开一半"
+
+test: lint $(READY)  ## everything CI runs: lint, types, all tests, the second exporter
+	$(BIN)/python -m pytest
+	$(MAKE) test-optimum
+
+test-fast: $(READY)  ## tests that need no real model: seconds
+	$(BIN)/python -m pytest -m "not slow"
+
+test-optimum: $(OPTIMUM)/.ready  ## the optimum exporter as a second opinion, in its own environment
+	$(OPTIMUM)/bin/python -m pytest -m optimum tests/test_optimum.py
+
+lint: $(READY)  ## ruff and mypy
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+bench: $(READY)  ## side by side with named peers; see benchmarks/README.md
+	$(BIN)/python benchmarks/speed.py
+
+$(READY): pyproject.toml constraints.txt
+	$(PYTHON) -c "import sys; sys.exit(sys.version_info < (3, 11) and 'cockpit-edge needs Python 3.11 or newer; name one with make PYTHON=...')"
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[cpu,build,dev]'
+	touch $@
+
+# optimum-onnx holds transformers below 4.58, which the main environment is above.
+$(OPTIMUM)/.ready: pyproject.toml constraints.txt
+	test -x $(OPTIMUM)/bin/python || $(PYTHON) -m venv $(OPTIMUM)
+	$(OPTIMUM)/bin/python -m pip install --quiet 'torch==2.13.0' pytest --editable '.[optimum]' 'onnx-ir' 'ml-dtypes' 'pydantic'
+	touch $@
+
+clean:  ## remove runs; environments and the download cache stay
+	rm -rf runs

@@ -1,0 +1,1 @@
+"""Checkpoint → ONNX graph, tokenizer and bundle; free of torch where it can be."""

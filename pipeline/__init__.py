@@ -1,0 +1,1 @@
+"""The build host: base model and utterances in, admitted bundle out."""

@@ -1,0 +1,1 @@
+"""Conversations: read, generated, split, checked and turned into token ids."""

@@ -1,0 +1,1 @@
+"""Bilingual cockpit commands from a grammar of template families."""

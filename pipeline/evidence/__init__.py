@@ -1,0 +1,1 @@
+"""Measuring a candidate bundle against the unmerged model, judging it, and drawing the report."""
