@@ -9,17 +9,19 @@ from __future__ import annotations
 import difflib
 import tomllib
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from runtime.errors import ConfigError
 
+DEFAULT_SYSTEM = "Turn the request into vehicle function calls."
 SEVEN_PROJECTIONS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 
 Precision = Literal["fp32", "fp16", "int8", "int4"]
 Share = Annotated[float, Field(ge=0.0, le=1.0)]
 Positive = Annotated[float, Field(gt=0.0)]
+Model = TypeVar("Model", bound=BaseModel)
 
 
 class Section(BaseModel):
@@ -63,7 +65,7 @@ class Data(Section):
 
     tools: Path
     """JSON Schema of the callable functions, relative to the config file."""
-    system: str = "Turn the request into vehicle function calls."
+    system: str = DEFAULT_SYSTEM
     """System prompt of every conversation; it ships in the bundle."""
     train: Path | None = None
     """JSON Lines of records or of OpenAI messages; all three files, or none to use the generator."""
@@ -189,6 +191,42 @@ def load_config(path: Path, overrides: tuple[str, ...] = ()) -> Config:
     Raises:
         ConfigError: the file is missing, is not TOML, has an unknown key, or a value is out of range.
     """
+    return _anchored(_validated(Config, _read(path, overrides), str(path)), path.parent)
+
+
+def load_validation(path: Path | None, overrides: tuple[str, ...] = ()) -> tuple[Validate, Gate]:
+    """The `[validate]` and `[gate]` tables of a config, or their defaults where there is no config.
+
+    Raises:
+        ConfigError: as `load_config`.
+    """
+    if path is not None:
+        config = load_config(path, overrides)
+        return config.validate_, config.gate
+    table: dict[str, Any] = {}
+    for override in overrides:
+        _apply(table, override)
+    tables = _validated(_Validation, table, "--set")
+    return tables.validate_, tables.gate
+
+
+def parse_export(table: dict[str, Any]) -> Export:
+    """An `[export]` table that did not come from a file.
+
+    Raises:
+        ConfigError: a value is out of range.
+    """
+    return _validated(Export, table, "export")
+
+
+class _Validation(Section):
+    """The two tables that a bundle of any origin is judged by."""
+
+    validate_: Validate = Field(default=Validate(), alias="validate")
+    gate: Gate = Gate()
+
+
+def _read(path: Path, overrides: tuple[str, ...]) -> dict[str, Any]:
     try:
         table = tomllib.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
@@ -199,11 +237,14 @@ def load_config(path: Path, overrides: tuple[str, ...] = ()) -> Config:
         raise ConfigError(f"{path} is not valid TOML: {error}") from error
     for override in overrides:
         _apply(table, override)
+    return table
+
+
+def _validated(model: type[Model], table: dict[str, Any], where: str) -> Model:
     try:
-        config = Config.model_validate(table)
+        return model.model_validate(table)
     except ValidationError as error:
-        raise ConfigError(f"{path}: {_explain(error)}") from error
-    return _anchored(config, path.parent)
+        raise ConfigError(f"{where}: {_explain(model, error)}") from error
 
 
 def _apply(table: dict[str, Any], override: str) -> None:
@@ -238,31 +279,30 @@ def _anchored(config: Config, folder: Path) -> Config:
     return config.model_copy(update={"data": data, "base": base})
 
 
-def _explain(error: ValidationError) -> str:
-    """All problems of a validation in one sentence each, unknown keys with the nearest known name."""
+def _explain(model: type[BaseModel], error: ValidationError) -> str:
+    """All problems of a validation in one clause each, unknown keys with the nearest known name."""
+    problems = error.errors()
     return "; ".join(
-        _explain_one(problem["loc"], problem["type"], problem["msg"]) for problem in error.errors()
+        _explain_one(model, problem["loc"], problem["type"], problem["msg"]) for problem in problems
     )
 
 
-def _explain_one(location: tuple[int | str, ...], kind: str, message: str) -> str:
+def _explain_one(model: type[BaseModel], location: tuple[int | str, ...], kind: str, message: str) -> str:
     where = ".".join(str(part) for part in location)
     if kind == "extra_forbidden":
-        near = difflib.get_close_matches(str(location[-1]), _known(location[:-1]), n=1)
-        hint = f'; did you mean "{near[0]}"?' if near else f"; known: {', '.join(_known(location[:-1]))}"
-        return f'unknown key "{where}"{hint}'
+        known = _known(model, location[:-1])
+        near = difflib.get_close_matches(str(location[-1]), known, n=1)
+        return f'unknown key "{where}"' + (
+            f'; did you mean "{near[0]}"?' if near else f"; known: {', '.join(known)}"
+        )
     if kind == "missing":
         return f'"{where}" is missing'
-    return (
-        f'"{where}": {message.removeprefix("Value error, ")}'
-        if where
-        else message.removeprefix("Value error, ")
-    )
+    said = message.removeprefix("Value error, ")
+    return f'"{where}": {said}' if where else said
 
 
-def _known(parents: tuple[int | str, ...]) -> list[str]:
+def _known(model: type[BaseModel], parents: tuple[int | str, ...]) -> list[str]:
     """The keys of the table at `parents`."""
-    model: type[BaseModel] = Config
     for parent in parents:
         for name, field in model.model_fields.items():
             if (field.alias or name) == parent and isinstance(field.annotation, type):

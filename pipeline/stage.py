@@ -144,7 +144,7 @@ def run_stage(stage: Stage, store: Path, work: Work, *, rebuild: bool = False) -
     Args:
         stage: what it is made of.
         store: the folder of all stages.
-        work: see `Work`; its scratch directory survives a kill, so that a long stage can resume.
+        work: see `Work`.
         rebuild: run even if the stage could be reused.
 
     Raises:
@@ -152,27 +152,21 @@ def run_stage(stage: Stage, store: Path, work: Work, *, rebuild: bool = False) -
     """
     key = stage.key()
     name = f"{stage.name}-{json_digest(key)[:16]}"
-    final, scratch = store / name, store / f".work-{name}"
+    final = store / name
     if not rebuild and (kept := reusable(final, key)) is not None:
         return kept
-    try:
-        if final.exists():
-            shutil.rmtree(final)
-        scratch.mkdir(exist_ok=True)
-    except OSError as error:
-        raise StageError(f"stage {stage.name}: {_say(error)}") from error
-    result = write_stage(stage, final, lambda out: work(out, scratch))
-    shutil.rmtree(scratch, ignore_errors=True)
-    return result
+    if final.exists():
+        shutil.rmtree(final)
+    return write_stage(stage, final, work)
 
 
-def write_stage(stage: Stage, final: Path, work: Callable[[Path], Mapping[str, Any]]) -> StageResult:
+def write_stage(stage: Stage, final: Path, work: Work) -> StageResult:
     """Make one new stage directory: written beside its final name, and moved there when it is whole.
 
     Args:
         stage: what it is made of.
         final: must not exist.
-        work: fills the directory it is given and returns the stage's figures.
+        work: see `Work`; its scratch directory survives a kill, so that a long stage can resume.
 
     Raises:
         UsageError: `final` exists.
@@ -181,13 +175,14 @@ def write_stage(stage: Stage, final: Path, work: Callable[[Path], Mapping[str, A
     """
     if final.exists():
         raise UsageError(f"{final} exists; remove it or choose another directory, nothing is written over")
-    partial = final.with_name(f".partial-{final.name}")
+    partial, scratch = (final.with_name(f".{kind}-{final.name}") for kind in ("partial", "work"))
     started = time.monotonic()
     try:
         if partial.exists():
             shutil.rmtree(partial)
         partial.mkdir(parents=True)
-        figures = work(partial)
+        scratch.mkdir(exist_ok=True)
+        figures = work(partial, scratch)
         record = {
             **stage.key(),
             "lineage": stage.lineage(),
@@ -204,6 +199,7 @@ def write_stage(stage: Stage, final: Path, work: Callable[[Path], Mapping[str, A
         raise StageError(f"stage {stage.name}: {_say(error)}") from error
     finally:
         shutil.rmtree(partial, ignore_errors=True)
+    shutil.rmtree(scratch, ignore_errors=True)
     return _result(final, record, reused=False)
 
 

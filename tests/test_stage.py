@@ -1,7 +1,6 @@
 """The stage contract: reuse by content, one rename, nothing half-written."""
 
 import json
-import os
 import signal
 import subprocess
 import sys
@@ -97,7 +96,7 @@ def test_a_failing_stage_leaves_nothing_and_is_not_cached(tmp_path: Path) -> Non
 def test_nothing_is_written_over(tmp_path: Path) -> None:
     (tmp_path / "out").mkdir()
     with pytest.raises(UsageError, match="exists; remove it"):
-        write_stage(stage(), tmp_path / "out", lambda out: {})
+        write_stage(stage(), tmp_path / "out", lambda out, scratch: {})
 
 
 def test_a_second_build_in_the_same_store_is_refused(tmp_path: Path) -> None:
@@ -148,7 +147,9 @@ SCRIPT = """
 
 def test_kill_leaves_nothing_that_looks_whole_and_the_next_run_goes_on(tmp_path: Path) -> None:
     script = textwrap.dedent(SCRIPT).format(then="time.sleep(60)")
-    process = subprocess.Popen([sys.executable, "-c", script, str(tmp_path)], stdout=subprocess.PIPE, text=True)
+    process = subprocess.Popen(
+        [sys.executable, "-c", script, str(tmp_path)], stdout=subprocess.PIPE, text=True
+    )
     assert process.stdout is not None
     assert process.stdout.readline() == "working\n"
     process.send_signal(signal.SIGKILL)
@@ -166,21 +167,26 @@ def test_a_file_that_cannot_grow_is_one_sentence_and_leaves_nothing(tmp_path: Pa
     """A process limit stands in for a full disk: the write fails half-way with the kernel's own error."""
     script = textwrap.dedent(SCRIPT).format(then='(out / "big.bin").write_bytes(bytes(10_000_000))')
     limited = "import resource; resource.setrlimit(resource.RLIMIT_FSIZE, (1_000_000, 1_000_000))\n" + script
-    done = subprocess.run([sys.executable, "-c", limited, str(tmp_path)], capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        [sys.executable, "-c", limited, str(tmp_path)], capture_output=True, text=True, check=False
+    )
     assert "StageError: stage sample: File too large" in done.stderr
-    assert [path.name for path in tmp_path.iterdir() if path.name != ".lock" and not path.name.startswith(".work")] == []
+    assert [
+        path.name for path in tmp_path.iterdir() if path.name != ".lock" and not path.name.startswith(".work")
+    ] == []
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
 def test_a_full_disk_says_so(tmp_path: Path) -> None:
-    def fill(out: Path) -> dict[str, int]:
-        with open("/dev/full", "w") as full:
+    def fill(out: Path, scratch: Path) -> dict[str, int]:
+        with Path("/dev/full").open("w") as full:
             full.write("more than it holds")
         return {}
 
-    with pytest.raises(StageError, match="the disk is full.*free some space"):
+    with pytest.raises(StageError, match=r"the disk is full.*free some space"):
         write_stage(stage(), tmp_path / "out", fill)
-    assert list(tmp_path.iterdir()) == []
+    assert not (tmp_path / "out").exists()
+    assert not (tmp_path / ".partial-out").exists()
 
 
 def test_the_record_names_every_file(tmp_path: Path) -> None:
@@ -188,5 +194,5 @@ def test_the_record_names_every_file(tmp_path: Path) -> None:
         made = run_stage(stage(), tmp_path, Counter()).artifact.path
     record = json.loads((made / RECORD).read_text())
     assert list(record["outputs"]) == ["folder/data.txt"]
-    assert record["outputs"]["folder/data.txt"]["size"] == os.path.getsize(made / "folder" / "data.txt")
+    assert record["outputs"]["folder/data.txt"]["size"] == (made / "folder" / "data.txt").stat().st_size
     assert record["libraries"]["numpy"]

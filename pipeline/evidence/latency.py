@@ -73,7 +73,7 @@ def measure_latency(
     total, done = len(prompt_tokens) * (runs + 1), 0
     rounds: dict[int, list[dict[str, Any]]] = {}
     with ExitStack() as stack:
-        running = {c.name: stack.enter_context(_Running(c, threads)) for c in contenders}
+        running = {c.name: stack.enter_context(Running(c, threads)) for c in contenders}
         for length in prompt_tokens:
             rounds[length] = []
             for _ in range(runs + 1):
@@ -89,7 +89,7 @@ def measure_latency(
     )
 
 
-class _Running:
+class Running:
     """A contender's process."""
 
     def __init__(self, contender: Contender, threads: int) -> None:
@@ -113,7 +113,7 @@ class _Running:
         self.load_ms = float(self._read()["load_ms"])
         self.peak_bytes = 0
 
-    def __enter__(self) -> _Running:
+    def __enter__(self) -> Running:
         return self
 
     def __exit__(self, *exception: object) -> None:

@@ -4,13 +4,13 @@ from collections.abc import Mapping
 from itertools import product
 from typing import Final
 
-from pipeline.data.generator.slots import Closed, Digits, Numeric, Open, Slot
+from pipeline.data.generator.slots import Closed, Digits, Numeric, Open, Slot, listed
 
-_ONES = (
-    "zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen "
-    "seventeen eighteen nineteen"
-).split()
-_TENS = "_ _ twenty thirty forty fifty sixty seventy eighty ninety".split()
+_ONES = listed(
+    "zero|one|two|three|four|five|six|seven|eight|nine|ten|eleven|twelve|thirteen|fourteen|fifteen|"
+    "sixteen|seventeen|eighteen|nineteen"
+)
+_TENS = listed("_|_|twenty|thirty|forty|fifty|sixty|seventy|eighty|ninety")
 
 
 def spell(value: float) -> str:
@@ -29,60 +29,67 @@ def spell(value: float) -> str:
     return " ".join(words + ([f"point {_ONES[tenths]}"] if tenths else []))
 
 
-_SONGS = (
-    "Yellow|Bohemian Rhapsody|Hotel California|Blinding Lights|Dancing Queen|Wonderwall|Clocks|Hey Jude|Africa|"
-    "Sweet Caroline|Purple Rain|Heroes|Dreams|Imagine|Billie Jean|Rolling in the Deep|Take on Me|Levitating|"
-    "Smooth Operator|Viva la Vida|Shallow|Thunder Road|Fast Car|Ocean Eyes|Bad Guy|Halo|Royals|Jolene|Hurt|"
-    "Space Oddity|Creep|Karma Police|Lovely Day|Autumn Leaves|Moon River|Fly Me to the Moon|Blackbird|"
-    "Here Comes the Sun|Mr. Brightside|Riders on the Storm|Paint It Black|Superstition|Landslide|Stay|"
-    "Born to Run|Free Fallin|Uptown Girl|Valerie|Rehab|Back to Black|Skinny Love|Midnight City|Electric Feel|"
-    "Golden Brown|Enjoy the Silence|Under Pressure|Starman|Waterloo|Fernando|Let It Be|Yesterday|Something|"
-    "Summer Wine|Country Roads|Ring of Fire|Lean on Me|Stand by Me|Respect|Black Velvet|Torn|Zombie|Linger|"
-    "Iris|Drops of Jupiter|Chasing Cars|Run|Fix You|The Scientist|Sparks|Teardrop|Glory Box|Feeling Good|"
-    "Four Seasons|Moonlight Sonata|Clair de Lune|Bolero|Nightswimming|Losing My Religion|Harvest Moon|Wish You Were Here"
-).split("|")
-_ARTISTS = (
-    "Coldplay|Adele|Queen|The Beatles|Taylor Swift|Drake|Radiohead|Billie Eilish|Daft Punk|Fleetwood Mac|Ed Sheeran|"
-    "Norah Jones|Miles Davis|Pink Floyd|Elton John|David Bowie|Amy Winehouse|Kendrick Lamar|Dua Lipa|Bob Dylan|"
-    "Johnny Cash|Nina Simone|The Cure|Arctic Monkeys|Muse|Oasis|Blur|Rihanna|Bruno Mars|Stevie Wonder|Hans Zimmer|"
-    "Ludovico Einaudi|Frank Sinatra|Ella Fitzgerald|Bruce Springsteen|Metallica|Nirvana|Pearl Jam|The Weeknd|"
-    "Lana Del Rey|Hozier|Tracy Chapman|Dolly Parton|Sade|Massive Attack|Portishead|Bon Iver|Tame Impala|ABBA|"
-    "Simon and Garfunkel|The Rolling Stones|Van Morrison|Joni Mitchell|Neil Young|Eagles|Genesis|Toto|Kraftwerk|"
-    "Gorillaz|Lorde|Sia|Shakira|Imagine Dragons|Maroon 5|Linkin Park|Green Day|U2|Depeche Mode|Talking Heads|Prince"
-).split("|")
-_CONTACTS = (
-    "Anna|Mum|Dad|David Miller|Sarah|my wife|my husband|Tom Becker|Julia|Dr. Patel|Grandma|my boss|Michael|Emma Stone|"
-    "Peter|Lucy|the office|Uncle Jim|Aunt Carol|Daniel Kim|Sophie|Maria Lopez|my brother|my sister|Alex|Chris Evans|"
-    "Nina|Oliver|the dentist|Robert Chen|Laura|Jack|Mr. Thompson|Mrs. Garcia|Ben|Priya|Fatima|Yuki|Hannah|Lars|"
-    "Ingrid|Marco|Elena|Ivan|Katie|the babysitter|Steve|Rachel Green|Sam|Omar|Paul|Megan|Victor|Grace|Henry|"
-    "Isabel|Leo|Amelia|Noah|Olivia|the mechanic|Kevin|Zoe|George|Claire|Felix|Nadia|Hugo|Alice|Martin|"
-    "Grandpa|my mother|Coach Williams|Jenny|Theo|Carmen|Ravi|Mei|Dmitri|Aunt Rosa"
-).split("|")
-_STREETS = (
-    "Maple|Oak|Victoria|Riverside|Station|Church|Highland|Lincoln|Market|Sunset|Harbour|Mill|Cedar|King|Queen|"
-    "Garden|Lakeview|Hillcrest|Baker|Franklin|Chestnut|Willow"
-).split("|")
-_KINDS = "Street|Avenue|Road|Park|Mall|Hospital|School|Station|Square|Hotel".split("|")
-_LANDMARKS = (
-    "Berlin|the airport|Central Station|Munich|Heathrow Airport|the city center|Oxford|Times Square|the Louvre|"
-    "Lake Como|Zurich|the train station|Golden Gate Bridge|Prague|the stadium|Cambridge|Union Square|the zoo|"
-    "Salzburg|Brighton Beach|the town hall|Hamburg|Edinburgh Castle|Vienna|the office|home|work|my parents' house|"
-    "the old bakery|Lyon|Mount Vernon|the science museum|Boston|Lake Tahoe|the opera house|Bath|the post office|"
-    "Seville|the university|Gate 4 parking|Hyde Park Corner|Ikea|the botanical garden|Antwerp|Fisherman's Wharf"
-).split("|")
+_SONGS = listed(
+    "Yellow|Bohemian Rhapsody|Hotel California|Blinding Lights|Dancing Queen|Wonderwall|Clocks|Hey Jude|"
+    "Africa|Sweet Caroline|Purple Rain|Heroes|Dreams|Imagine|Billie Jean|Rolling in the Deep|Take on Me|"
+    "Levitating|Smooth Operator|Viva la Vida|Shallow|Thunder Road|Fast Car|Ocean Eyes|Bad Guy|Halo|"
+    "Royals|Jolene|Hurt|Space Oddity|Creep|Karma Police|Lovely Day|Autumn Leaves|Moon River|"
+    "Fly Me to the Moon|Blackbird|Here Comes the Sun|Mr. Brightside|Riders on the Storm|Paint It Black|"
+    "Superstition|Landslide|Stay|Born to Run|Free Fallin|Uptown Girl|Valerie|Rehab|Back to Black|"
+    "Skinny Love|Midnight City|Electric Feel|Golden Brown|Enjoy the Silence|Under Pressure|Starman|"
+    "Waterloo|Fernando|Let It Be|Yesterday|Something|Summer Wine|Country Roads|Ring of Fire|Lean on Me|"
+    "Stand by Me|Respect|Black Velvet|Torn|Zombie|Linger|Iris|Drops of Jupiter|Chasing Cars|Run|Fix You|"
+    "The Scientist|Sparks|Teardrop|Glory Box|Feeling Good|Four Seasons|Moonlight Sonata|Clair de Lune|"
+    "Bolero|Nightswimming|Losing My Religion|Harvest Moon|Wish You Were Here"
+)
+_ARTISTS = listed(
+    "Coldplay|Adele|Queen|The Beatles|Taylor Swift|Drake|Radiohead|Billie Eilish|Daft Punk|Fleetwood Mac|"
+    "Ed Sheeran|Norah Jones|Miles Davis|Pink Floyd|Elton John|David Bowie|Amy Winehouse|Kendrick Lamar|"
+    "Dua Lipa|Bob Dylan|Johnny Cash|Nina Simone|The Cure|Arctic Monkeys|Muse|Oasis|Blur|Rihanna|"
+    "Bruno Mars|Stevie Wonder|Hans Zimmer|Ludovico Einaudi|Frank Sinatra|Ella Fitzgerald|"
+    "Bruce Springsteen|Metallica|Nirvana|Pearl Jam|The Weeknd|Lana Del Rey|Hozier|Tracy Chapman|"
+    "Dolly Parton|Sade|Massive Attack|Portishead|Bon Iver|Tame Impala|ABBA|Simon and Garfunkel|"
+    "The Rolling Stones|Van Morrison|Joni Mitchell|Neil Young|Eagles|Genesis|Toto|Kraftwerk|Gorillaz|"
+    "Lorde|Sia|Shakira|Imagine Dragons|Maroon 5|Linkin Park|Green Day|U2|Depeche Mode|Talking Heads|"
+    "Prince"
+)
+_CONTACTS = listed(
+    "Anna|Mum|Dad|David Miller|Sarah|my wife|my husband|Tom Becker|Julia|Dr. Patel|Grandma|my boss|"
+    "Michael|Emma Stone|Peter|Lucy|the office|Uncle Jim|Aunt Carol|Daniel Kim|Sophie|Maria Lopez|"
+    "my brother|my sister|Alex|Chris Evans|Nina|Oliver|the dentist|Robert Chen|Laura|Jack|Mr. Thompson|"
+    "Mrs. Garcia|Ben|Priya|Fatima|Yuki|Hannah|Lars|Ingrid|Marco|Elena|Ivan|Katie|the babysitter|Steve|"
+    "Rachel Green|Sam|Omar|Paul|Megan|Victor|Grace|Henry|Isabel|Leo|Amelia|Noah|Olivia|the mechanic|"
+    "Kevin|Zoe|George|Claire|Felix|Nadia|Hugo|Alice|Martin|Grandpa|my mother|Coach Williams|Jenny|Theo|"
+    "Carmen|Ravi|Mei|Dmitri|Aunt Rosa"
+)
+_STREETS = listed(
+    "Maple|Oak|Victoria|Riverside|Station|Church|Highland|Lincoln|Market|Sunset|Harbour|Mill|Cedar|King|"
+    "Queen|Garden|Lakeview|Hillcrest|Baker|Franklin|Chestnut|Willow"
+)
+_KINDS = listed("Street|Avenue|Road|Park|Mall|Hospital|School|Station|Square|Hotel")
+_LANDMARKS = listed(
+    "Berlin|the airport|Central Station|Munich|Heathrow Airport|the city center|Oxford|Times Square|"
+    "the Louvre|Lake Como|Zurich|the train station|Golden Gate Bridge|Prague|the stadium|Cambridge|"
+    "Union Square|the zoo|Salzburg|Brighton Beach|the town hall|Hamburg|Edinburgh Castle|Vienna|"
+    "the office|home|work|my parents' house|the old bakery|Lyon|Mount Vernon|the science museum|Boston|"
+    "Lake Tahoe|the opera house|Bath|the post office|Seville|the university|Gate 4 parking|"
+    "Hyde Park Corner|Ikea|the botanical garden|Antwerp|Fisherman's Wharf"
+)
 _PLACES = tuple(f"{name} {kind}" for kind, name in product(_KINDS, _STREETS))
-_MESSAGES = (
-    "I'm running late|I'll be there in ten minutes|dinner is at seven|I left the keys on the table|see you tomorrow|"
-    "I'm on my way|please pick up the kids|the meeting is moved to Monday|call me back|I love you|happy birthday|"
-    "I'm stuck in traffic|we need milk|I just left the office|don't wait for me|the train is delayed|I'm almost home|"
-    "thanks for the help|I forgot my wallet|meet me at the entrance|I can't make it tonight|the package has arrived|"
-    "I'll call you later|bring an umbrella|we are at the restaurant|the game starts at eight|good luck today|"
-    "I found a parking spot|start without me|can you feed the cat|I'm ten minutes away|the doctor said it's fine|"
-    "leave the door unlocked|I'm driving right now|lunch is on me|sorry about yesterday|we won the match|"
-    "pick me up at five|the flight lands at noon|I'll bring the cake|turn off the oven|take your time|"
-    "I'm waiting outside|the tickets are booked|let's meet on Friday|I have good news|are you coming|where are you|"
-    "do you need anything|how was your day"
-).split("|")
+_MESSAGES = listed(
+    "I'm running late|I'll be there in ten minutes|dinner is at seven|I left the keys on the table|"
+    "see you tomorrow|I'm on my way|please pick up the kids|the meeting is moved to Monday|call me back|"
+    "I love you|happy birthday|I'm stuck in traffic|we need milk|I just left the office|"
+    "don't wait for me|the train is delayed|I'm almost home|thanks for the help|I forgot my wallet|"
+    "meet me at the entrance|I can't make it tonight|the package has arrived|I'll call you later|"
+    "bring an umbrella|we are at the restaurant|the game starts at eight|good luck today|"
+    "I found a parking spot|start without me|can you feed the cat|I'm ten minutes away|"
+    "the doctor said it's fine|leave the door unlocked|I'm driving right now|lunch is on me|"
+    "sorry about yesterday|we won the match|pick me up at five|the flight lands at noon|"
+    "I'll bring the cake|turn off the oven|take your time|I'm waiting outside|the tickets are booked|"
+    "let's meet on Friday|I have good news|are you coming|where are you|do you need anything|"
+    "how was your day"
+)
 
 SLOTS: Final[Mapping[str, Slot]] = {
     # temperature and air
@@ -119,7 +126,7 @@ SLOTS: Final[Mapping[str, Slot]] = {
         }
     ),
     "fan_level": Numeric(tuple(range(1, 8)), spell),
-    "fan_extreme": Closed({7: ("maximum", "the maximum", "full"), 1: ("minimum", "the minimum", "the lowest")}),
+    "fan_extreme": Closed({7: ("maximum", "full", "top"), 1: ("minimum", "lowest")}),
     # switches
     "on": Closed({True: ("on",), False: ("off",)}),
     "switch": Closed(
@@ -128,7 +135,9 @@ SLOTS: Final[Mapping[str, Slot]] = {
             False: ("turn off", "switch off", "deactivate", "disable", "stop"),
         }
     ),
-    "want": Closed({True: ("I want", "I need", "give me"), False: ("I don't want", "I don't need", "no more")}),
+    "want": Closed(
+        {True: ("I want", "I need", "give me"), False: ("I don't want", "I don't need", "no more")}
+    ),
     "open_verb": Closed({True: ("open", "pop", "unlatch"), False: ("close", "shut")}),
     "open_state": Closed({True: ("open", "opened"), False: ("closed", "shut")}),
     "pane": Closed(
@@ -151,9 +160,13 @@ SLOTS: Final[Mapping[str, Slot]] = {
     "percent": Numeric(tuple(range(5, 100, 5)), spell),
     "open_all": Closed({100: ("open", "roll down", "lower"), 0: ("close", "roll up", "shut")}),
     "open_part": Closed({50: ("halfway", "half way"), 25: ("a quarter",), 75: ("three quarters",)}),
-    "open_full": Closed({100: ("fully open", "wide open", "all the way open"), 0: ("fully closed", "shut", "closed")}),
+    "open_full": Closed(
+        {100: ("fully open", "wide open", "all the way open"), 0: ("fully closed", "shut", "closed")}
+    ),
     "roof_all": Closed({100: ("open", "slide open"), 0: ("close", "shut", "slide shut")}),
-    "wiper_speed": Closed({"slow": ("slow", "low"), "fast": ("fast", "high"), "interval": ("interval", "intermittent")}),
+    "wiper_speed": Closed(
+        {"slow": ("slow", "low"), "fast": ("fast", "high"), "interval": ("interval", "intermittent")}
+    ),
     "wiper_mode": Closed(
         {
             "slow": ("slow", "low speed"),
@@ -192,23 +205,35 @@ SLOTS: Final[Mapping[str, Slot]] = {
     "lift": Closed({"up": ("raise", "lift"), "down": ("lower", "drop")}),
     "slide": Closed({"forward": ("forward", "forwards"), "backward": ("back", "backwards", "backward")}),
     "low_high": Closed({"up": ("too low",), "down": ("too high",)}),
-    "close_far": Closed({"forward": ("too far back", "too far away"), "backward": ("too far forward", "too close")}),
+    "close_far": Closed(
+        {"forward": ("too far back", "too far away"), "backward": ("too far forward", "too close")}
+    ),
     "memory": Closed({1: ("one", "1"), 2: ("two", "2"), 3: ("three", "3")}),
     "memory_ordinal": Closed({1: ("first",), 2: ("second",), 3: ("third",)}),
     # media
-    "song": Open(tuple(_SONGS)),
-    "artist": Open(tuple(_ARTISTS)),
+    "song": Open(_SONGS),
+    "artist": Open(_ARTISTS),
     "mhz": Numeric(tuple(tick for tick in range(876, 1080) if tick % 10), spell, unit=0.1),
     "pause": Closed({"pause": ("pause", "hold"), "resume": ("resume", "continue", "unpause")}),
     "next": Closed({"next": ("next", "following"), "previous": ("previous", "last")}),
-    "skip": Closed({"next": ("skip forward", "jump ahead", "skip ahead"), "previous": ("go back", "jump back", "skip back")}),
+    "skip": Closed(
+        {
+            "next": ("skip forward", "jump ahead", "skip ahead"),
+            "previous": ("go back", "jump back", "skip back"),
+        }
+    ),
     "volume": Numeric(tuple(range(0, 101)), spell),
     "volume_extreme": Closed({100: ("maximum", "full", "max"), 50: ("half",), 0: ("zero", "minimum")}),
     "louder": Closed({"up": ("louder",), "down": ("quieter", "softer")}),
     "volume_verb": Closed(
-        {"up": ("turn up", "raise", "increase", "crank up"), "down": ("turn down", "lower", "reduce", "bring down")}
+        {
+            "up": ("turn up", "raise", "increase", "crank up"),
+            "down": ("turn down", "lower", "reduce", "bring down"),
+        }
     ),
-    "loud": Closed({"down": ("too loud", "so loud", "deafening"), "up": ("too quiet", "so quiet", "hard to hear")}),
+    "loud": Closed(
+        {"down": ("too loud", "so loud", "deafening"), "up": ("too quiet", "so quiet", "hard to hear")}
+    ),
     "up_down": Closed({"up": ("up",), "down": ("down",)}),
     "source": Closed(
         {
@@ -219,7 +244,7 @@ SLOTS: Final[Mapping[str, Slot]] = {
         }
     ),
     # navigation
-    "place": Open(tuple(_LANDMARKS) + _PLACES),
+    "place": Open(_LANDMARKS + _PLACES),
     "category": Closed(
         {
             "gas_station": ("gas station", "petrol station", "fuel station"),
@@ -242,6 +267,28 @@ SLOTS: Final[Mapping[str, Slot]] = {
             "supermarket": ("groceries", "to buy groceries", "to buy some food"),
         }
     ),
+    "errand": Closed(
+        {
+            "gas_station": ("gas", "petrol", "fuel"),
+            "charging_station": ("a charge", "charging the car", "recharging the battery"),
+            "parking": ("parking", "a parking spot"),
+            "restaurant": ("lunch", "dinner", "a meal", "something to eat"),
+            "cafe": ("coffee", "a coffee", "an espresso"),
+            "hospital": ("medical help", "a doctor"),
+            "supermarket": ("groceries", "grocery shopping"),
+        }
+    ),
+    "categories": Closed(
+        {
+            "gas_station": ("gas stations", "petrol stations", "fuel stations"),
+            "charging_station": ("charging stations", "chargers", "charging points"),
+            "parking": ("parking lots", "car parks", "parking garages"),
+            "restaurant": ("restaurants", "places to eat"),
+            "cafe": ("cafes", "coffee shops"),
+            "hospital": ("hospitals", "emergency rooms"),
+            "supermarket": ("supermarkets", "grocery stores"),
+        }
+    ),
     "avoid": Closed(
         {
             "tolls": ("toll roads", "tolls", "toll booths"),
@@ -250,9 +297,9 @@ SLOTS: Final[Mapping[str, Slot]] = {
         }
     ),
     # phone
-    "contact": Open(tuple(_CONTACTS)),
+    "contact": Open(_CONTACTS),
     "digits": Digits((6, 7, 8)),
-    "message": Open(tuple(_MESSAGES)),
+    "message": Open(_MESSAGES),
     "answer": Closed(
         {
             "answer": ("answer", "accept", "take", "pick up"),
@@ -262,12 +309,20 @@ SLOTS: Final[Mapping[str, Slot]] = {
     ),
     # lights
     "headlights": Closed({"low": ("on",), "off": ("off",), "auto": ("to automatic", "to auto")}),
-    "beam": Closed({"high": ("high beams", "high beam", "full beam"), "low": ("low beams", "low beam", "dipped beam")}),
+    "beam": Closed(
+        {"high": ("high beams", "high beam", "full beam"), "low": ("low beams", "low beam", "dipped beam")}
+    ),
     "beam_mode": Closed(
-        {"high": ("high beam", "full beam"), "low": ("low beam", "dipped beam"), "auto": ("automatic", "auto"), "off": ("off",)}
+        {
+            "high": ("high beam", "full beam"),
+            "low": ("low beam", "dipped beam"),
+            "auto": ("automatic", "auto"),
+            "off": ("off",),
+        }
     ),
     "color": Closed(
-        {color: (color,) for color in ("red", "blue", "green", "white", "orange")} | {"purple": ("purple", "violet")}
+        {color: (color,) for color in ("red", "blue", "green", "white", "orange")}
+        | {"purple": ("purple", "violet")}
     ),
     # driving
     "mode": Closed(
@@ -300,12 +355,24 @@ SLOTS: Final[Mapping[str, Slot]] = {
     ),
     "status_question": Closed(
         {
-            "battery": ("how much battery do we have left", "how full is the battery", "how much charge is left"),
+            "battery": (
+                "how much battery do we have left",
+                "how full is the battery",
+                "how much charge is left",
+            ),
             "fuel": ("how much fuel do we have left", "how full is the tank", "how much gas is left"),
-            "range": ("how far can we still drive", "how many kilometers can we still go", "how far can I get"),
+            "range": (
+                "how far can we still drive",
+                "how many kilometers can we still go",
+                "how far can I get",
+            ),
             "mileage": ("how many kilometers has this car done", "how many miles are on this car"),
             "oil": ("is there enough oil", "how much oil is in the engine", "do we need oil"),
-            "outside_temperature": ("how cold is it outside", "how warm is it outside", "how hot is it out there"),
+            "outside_temperature": (
+                "how cold is it outside",
+                "how warm is it outside",
+                "how hot is it out there",
+            ),
         }
     ),
     "wheel": Closed(
@@ -320,50 +387,113 @@ SLOTS: Final[Mapping[str, Slot]] = {
     "unsupported_part": Closed(
         {
             None: (
-                "glove box", "fuel cap", "hood", "side mirrors", "garage door", "dash cam", "alarm", "fridge",
-                "cup holder", "seat belt", "tow hook", "roof rack", "fog machine", "spare wheel", "engine",
+                "glove box",
+                "fuel cap",
+                "hood",
+                "side mirrors",
+                "garage door",
+                "dash cam",
+                "alarm",
+                "fridge",
+                "cup holder",
+                "seat belt",
+                "tow hook",
+                "roof rack",
+                "fog machine",
+                "spare wheel",
+                "engine",
             )
         }
     ),
     "unsupported_device": Closed(
         {
             None: (
-                "coffee machine", "television", "oven", "washing machine", "dash cam", "sprinkler", "robot vacuum",
-                "projector", "printer", "vacuum cleaner", "heater at home", "kitchen light", "alarm at home",
+                "coffee machine",
+                "television",
+                "oven",
+                "washing machine",
+                "dash cam",
+                "sprinkler",
+                "robot vacuum",
+                "projector",
+                "printer",
+                "vacuum cleaner",
+                "heater at home",
+                "kitchen light",
+                "alarm at home",
             )
         }
     ),
     "topic": Closed(
         {
             None: (
-                "the stock market", "football", "the election", "black holes", "the Roman Empire", "cooking",
-                "electric cars", "the news", "history", "the weather tomorrow", "dinosaurs", "politics", "chess",
+                "the stock market",
+                "football",
+                "the election",
+                "black holes",
+                "the Roman Empire",
+                "cooking",
+                "electric cars",
+                "the news",
+                "history",
+                "the weather tomorrow",
+                "dinosaurs",
+                "politics",
+                "chess",
             )
         }
     ),
     "goods": Closed(
         {
             None: (
-                "a pizza", "flowers", "two tickets", "new shoes", "a table for four", "a hotel room", "a taxi", "sushi",
-                "a flight to Rome", "a new phone", "a birthday present", "concert tickets",
+                "a pizza",
+                "flowers",
+                "two tickets",
+                "new shoes",
+                "a table for four",
+                "a hotel room",
+                "a taxi",
+                "sushi",
+                "a flight to Rome",
+                "a new phone",
+                "a birthday present",
+                "concert tickets",
             )
         }
     ),
     "fact": Closed(
         {
             None: (
-                "the capital of Peru", "the tallest mountain", "the meaning of life", "the square root of nine",
-                "the population of China", "the speed of light", "the president's name", "today's date",
-                "the exchange rate", "the winner of the match",
+                "the capital of Peru",
+                "the tallest mountain",
+                "the meaning of life",
+                "the square root of nine",
+                "the population of China",
+                "the speed of light",
+                "the president's name",
+                "today's date",
+                "the exchange rate",
+                "the winner of the match",
             )
         }
     ),
     "chore": Closed(
         {
             None: (
-                "do my homework", "write an email", "clean the car", "water the plants", "walk the dog", "pay the bill",
-                "translate a letter", "set an alarm", "cook dinner", "book an appointment", "solve a riddle", "take a photo",
-                "add milk to my shopping list", "update my calendar",
+                "do my homework",
+                "write an email",
+                "clean the car",
+                "water the plants",
+                "walk the dog",
+                "pay the bill",
+                "translate a letter",
+                "set an alarm",
+                "cook dinner",
+                "book an appointment",
+                "solve a riddle",
+                "take a photo",
+                "add milk to my shopping list",
+                "update my calendar",
             )
         }
     ),

@@ -18,7 +18,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from pipeline.data.generator.slots import Slot
-from runtime.calls import JSONValue
+from runtime.schema import JSONValue
 
 _TOKEN = re.compile(r"[()\[\]|]|\{[a-z_]+(?::[a-z_]+)?\}|[^()\[\]|{}]+")
 
@@ -59,7 +59,7 @@ class Template:
 
 @dataclass(frozen=True)
 class Sentence:
-    """What was drawn: the words, the words with `{argument}` for each filling, and the arguments."""
+    """What was drawn: the words, the words with `{slot}` for each filling, and the arguments."""
 
     text: str
     masked: str
@@ -134,7 +134,7 @@ def _draw(
             text, masked = text + part, masked + part
         elif isinstance(part, SlotNode):
             words, value = slots[part.slot].draw(rng, training=training)
-            text, masked = text + words, masked + "{" + part.argument + "}"
+            text, masked = text + words, masked + "{" + part.slot + "}"
             arguments[part.argument] = value
         else:
             inner = _draw(rng.choice(part.alternatives), slots, rng, training)

@@ -12,13 +12,14 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
-from runtime.calls import JSONValue
+Value = str | int | float | bool | None
+"""What an argument can be; None in requests that no function serves."""
 
 
 class Slot(Protocol):
     """Anything words and a value can be drawn from."""
 
-    def draw(self, rng: random.Random, *, training: bool) -> tuple[str, JSONValue]:
+    def draw(self, rng: random.Random, *, training: bool) -> tuple[str, Value]:
         """The words said, and the argument value they mean."""
 
 
@@ -26,9 +27,9 @@ class Slot(Protocol):
 class Closed:
     """Each value with the ways it is said; values are drawn evenly, then the words."""
 
-    words: Mapping[JSONValue, tuple[str, ...]]
+    words: Mapping[Value, tuple[str, ...]]
 
-    def draw(self, rng: random.Random, *, training: bool) -> tuple[str, JSONValue]:
+    def draw(self, rng: random.Random, *, training: bool) -> tuple[str, Value]:
         """The words said, and the value they mean."""
         value = rng.choice(tuple(self.words))
         return rng.choice(self.words[value]), value
@@ -36,11 +37,11 @@ class Closed:
 
 @dataclass(frozen=True)
 class Open:
-    """Free text that is its own value. Of every ten entries, training has seven and the other splits three."""
+    """Free text that is its own value. Training has seven of every ten entries, the other splits three."""
 
     entries: tuple[str, ...]
 
-    def draw(self, rng: random.Random, *, training: bool) -> tuple[str, JSONValue]:
+    def draw(self, rng: random.Random, *, training: bool) -> tuple[str, Value]:
         """An entry, as the words and as the value."""
         kept = [entry for index, entry in enumerate(self.entries) if (index % 10 < 7) == training]
         entry = rng.choice(kept)
@@ -61,7 +62,7 @@ class Numeric:
     spell: Callable[[float], str]
     unit: float = 1.0
 
-    def draw(self, rng: random.Random, *, training: bool) -> tuple[str, JSONValue]:
+    def draw(self, rng: random.Random, *, training: bool) -> tuple[str, Value]:
         """The number in digits (two times of three) or in words, and its value."""
         exact = round(rng.choice(self.ticks) * self.unit, 1)
         value = int(exact) if exact.is_integer() else exact
@@ -74,7 +75,12 @@ class Digits:
 
     lengths: tuple[int, ...]
 
-    def draw(self, rng: random.Random, *, training: bool) -> tuple[str, JSONValue]:
+    def draw(self, rng: random.Random, *, training: bool) -> tuple[str, Value]:
         """The number as said, and its digits."""
         digits = "".join(str(rng.randrange(10)) for _ in range(rng.choice(self.lengths)))
         return (f"{digits[:3]} {digits[3:]}" if rng.random() < 0.5 else digits), digits
+
+
+def listed(entries: str) -> tuple[str, ...]:
+    """The entries of a long list that is written with | between them."""
+    return tuple(entries.split("|"))

@@ -1,0 +1,82 @@
+"""Block-wise rounding of a weight matrix, in the layout of ONNX Runtime's MatMulNBits.
+
+Every `block_size` neighbours along a row share one float32 scale, and at 4 bits one zero point:
+`weight ≈ (quantized - zero_point) * scale`, quantized an unsigned integer. The layout is that of
+https://github.com/microsoft/onnxruntime/blob/main/docs/ContribOperators.md#com.microsoft.MatMulNBits.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from runtime.errors import ExportError
+
+SMALLEST_SCALE = float(np.finfo(np.float32).tiny)
+"""A block that needs a smaller scale is zero for every purpose, and is stored as zeros."""
+
+
+class Blocks(NamedTuple):
+    """A rounded matrix [N, K], its rows padded with zeros to whole blocks of B; C = ceil(K / B)."""
+
+    packed: NDArray[np.uint8]
+    """[N, C, B * bits / 8]; at 4 bits the first of two values is in the low half of the byte."""
+    scales: NDArray[np.float32]
+    """[N, C]."""
+    zero_points: NDArray[np.uint8] | None
+    """[N, ceil(C * bits / 8)], packed as the values are; None: 2^(bits-1) everywhere."""
+
+
+def quantize_blocks(weight: NDArray[np.float32], bits: int, block_size: int, symmetric: bool) -> Blocks:
+    """Round a matrix to nearest, block by block.
+
+    A finite weight is reproduced to half a scale: the range of a block's values, zero included, is
+    spread over all 2^bits integers, or with `symmetric` over as many on each side of zero.
+
+    Args:
+        weight: [N, K].
+        bits: 4 or 8.
+        block_size: B, a power of two of at least 16.
+        symmetric: leave the zero point at 2^(bits-1).
+
+    Raises:
+        ExportError: a block has no finite scale.
+    """
+    rows, columns = weight.shape
+    count = -(-columns // block_size)
+    if columns % block_size:
+        weight = np.pad(weight, ((0, 0), (0, count * block_size - columns)))
+    blocks = weight.reshape(rows, count, block_size)
+    top = (1 << bits) - 1
+    low, high = blocks.min(axis=2), blocks.max(axis=2)
+    if symmetric:
+        middle = np.float32(1 << (bits - 1))
+        scales = np.maximum(high, -low) / (middle - 1)
+    else:
+        low, high = np.minimum(low, 0), np.maximum(high, 0)
+        scales = high / top - low / top  # divided first: the difference alone may overflow
+    if not np.isfinite(scales).all():
+        raise ExportError("a weight is NaN or infinite, so it has no quantized form: check the checkpoint")
+    scales[scales < SMALLEST_SCALE] = 1
+    zeros = np.full_like(scales, middle) if symmetric else np.clip(np.rint(-low / scales), 0, top)
+    values = blocks / scales[:, :, None]
+    np.rint(values, out=values)
+    values += zeros[:, :, None]
+    np.clip(values, 0, top, out=values)
+    packed = _pack(values.astype(np.uint8).reshape(rows, -1), bits)
+    return Blocks(
+        packed.reshape(rows, count, block_size * bits // 8),
+        scales,
+        None if symmetric else _pack(zeros.astype(np.uint8), bits),
+    )
+
+
+def _pack(values: NDArray[np.uint8], bits: int) -> NDArray[np.uint8]:
+    """Rows of integers as rows of bytes: [N, M] → [N, ceil(M * bits / 8)]."""
+    if bits == 8:
+        return values
+    if values.shape[1] % 2:
+        values = np.pad(values, ((0, 0), (0, 1)))
+    return values[:, 0::2] | values[:, 1::2] << 4

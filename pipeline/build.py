@@ -1,0 +1,118 @@
+"""The stages in order, reused by content: config in, admitted bundle out.
+
+`runs/store/` holds every stage ever made, by key; `runs/<name>/` holds one link per stage. Nothing is
+named `bundle` there unless it passed its gates.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+from pipeline import stages
+from pipeline.config import Config
+from pipeline.evidence.admission import assemble, refuse_unless_passed, write_report
+from pipeline.stage import Artifact, Progress, StageResult, link, locked, run_stage
+from pipeline.stages import Plan
+from runtime.errors import UsageError
+from runtime.report import Report
+
+
+class Observer(Protocol):
+    """Whoever watches a build."""
+
+    def started(self, stage: str) -> Progress:
+        """A stage begins; the answer is told how it goes."""
+
+    def finished(self, stage: str, result: StageResult) -> None:
+        """A stage is done or was reused."""
+
+    def judged(self, report: Report, folder: Path) -> None:
+        """The gates have spoken, and the report lies in `folder`."""
+
+
+@dataclass(frozen=True)
+class Built:
+    """A finished build.
+
+    Attributes:
+        run: the folder of links.
+        stages: every stage that was made or reused, in order.
+        report: the evidence and the verdict; None when the build stopped before it.
+    """
+
+    run: Path
+    stages: Mapping[str, StageResult]
+    report: Report | None
+
+
+Made = Mapping[str, Artifact]
+
+_PLANS: Mapping[str, Callable[[Config, Made], Plan]] = {
+    "base": lambda config, made: stages.base(config),
+    "data": lambda config, made: stages.data(config),
+    "adapter": lambda config, made: stages.adapter(config, made["base"], made["data"]),
+    "merged": lambda config, made: stages.merged(made["base"], made["adapter"]),
+    "onnx": lambda config, made: stages.onnx(config.export, made["merged"]),
+    "candidate": lambda config, made: stages.candidate(config, made["onnx"], made["data"]),
+    "evidence": lambda config, made: stages.evidence(
+        config.validate_, made["candidate"], made["base"], made["adapter"], made["data"]
+    ),
+}
+STAGES = (*_PLANS, "bundle")
+
+
+def build(
+    config: Config,
+    runs: Path,
+    observer: Observer,
+    *,
+    until: str = "bundle",
+    rebuild: frozenset[str] = frozenset(),
+) -> Built:
+    """Run the stages that are not there yet.
+
+    Args:
+        config: what to build.
+        runs: folder of the store and of the run.
+        observer: told of every stage.
+        until: last stage to run.
+        rebuild: stages to run even if they could be reused.
+
+    Raises:
+        UsageError: an unknown stage, or another build holds the store.
+        GateError: the candidate did not pass; the report says why, and nothing is named `bundle`.
+        CockpitError: whatever a stage raises.
+    """
+    for name in (until, *rebuild):
+        if name not in STAGES:
+            raise UsageError(f'there is no stage "{name}"; stages: {", ".join(STAGES)}')
+    run, store = runs / config.name, runs / "store"
+    results: dict[str, StageResult] = {}
+    made: dict[str, Artifact] = {}
+
+    def make(name: str, plan: Plan) -> None:
+        told = observer.started(name)
+        result = run_stage(
+            plan.stage, store, lambda out, scratch: plan.work(out, scratch, told), rebuild=name in rebuild
+        )
+        link(result.artifact.path, run / name)
+        results[name], made[name] = result, result.artifact
+        observer.finished(name, result)
+
+    with locked(store):
+        for name, plan in _PLANS.items():
+            if name == "candidate":
+                # From here on a bundle of an earlier build would be taken for this one.
+                (run / "bundle").unlink(missing_ok=True)
+            make(name, plan(config, made))
+            if name == until:
+                return Built(run, results, None)
+        report = assemble(config.name, config.export.precision, config.gate, made)
+        write_report(report, run / "report")
+        observer.judged(report, run / "report")
+        refuse_unless_passed(report.gate, run / "report")
+        make("bundle", stages.bundle(made["candidate"], run / "report", report))
+    return Built(run, results, report)

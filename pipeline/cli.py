@@ -1,0 +1,298 @@
+"""The `cockpit` command line: verbs, progress, exit codes; nothing else.
+
+Heavy libraries are imported by the verb that needs them, so that `--help` and a refused config answer
+at once.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import typer
+from rich.console import Console
+
+from runtime.errors import CockpitError
+
+if TYPE_CHECKING:
+    from pipeline.stages import Plan
+
+app = typer.Typer(
+    name="cockpit",
+    help="From a base model and in-car utterances to a proven bundle that a car can run.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    add_completion=False,
+    rich_markup_mode="rich",
+)
+console = Console()
+
+ConfigFile = Annotated[
+    Path, typer.Argument(metavar="CONFIG", help="A TOML config; configs/ has some.", show_default=False)
+]
+BundleFolder = Annotated[
+    Path, typer.Argument(metavar="BUNDLE", help="Such as runs/smollm2-135m/bundle.", show_default=False)
+]
+Out = Annotated[
+    Path, typer.Option("--out", metavar="DIR", help="The directory to make; it must not exist yet.")
+]
+Runs = Annotated[Path, typer.Option("--runs", metavar="DIR", help="Where stages and runs are kept.")]
+Overrides = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="KEY=VALUE", help="Override a config value, as in train.r=32; repeatable."),
+]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON for machines.")]
+Threads = Annotated[int, typer.Option("--threads", min=1, help="CPU threads of the model.")]
+Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
+
+
+@app.callback()
+def options(debug: Debug = False) -> None:
+    """From a base model and in-car utterances to a proven bundle that a car can run.
+
+    Exit codes: 0 passed, 1 internal error, 2 usage or config, 3 a stage failed, 4 a gate failed,
+    5 a bundle was refused.
+    """
+
+
+@app.command(epilog="Example: cockpit build configs/smollm2-135m.toml --set export.precision=int4")
+def build(
+    config: ConfigFile,
+    runs: Runs = Path("runs"),
+    overrides: Overrides = None,
+    until: Annotated[str, typer.Option(metavar="STAGE", help="Stop after this stage.")] = "bundle",
+    rebuild: Annotated[
+        list[str] | None, typer.Option(metavar="STAGE", help="Run this stage even if it can be reused.")
+    ] = None,
+) -> None:
+    """Run all stages, from base model to admitted bundle; unchanged stages are reused."""
+    from pipeline.build import build as run_build
+    from pipeline.config import load_config
+    from pipeline.console import BuildDisplay
+
+    settings = load_config(config, tuple(overrides or ()))
+    with BuildDisplay(console) as display:
+        built = run_build(settings, runs, display, until=until, rebuild=frozenset(rebuild or ()))
+        display.summarize(built)
+
+
+@app.command(epilog="Example: cockpit train configs/smollm2-135m.toml --out adapter")
+def train(config: ConfigFile, out: Out, runs: Runs = Path("runs"), overrides: Overrides = None) -> None:
+    """Base + data → a LoRA adapter in PEFT's format; base and data are made in --runs when missing."""
+    from pipeline import stages
+    from pipeline.build import build as run_build
+    from pipeline.config import load_config
+    from pipeline.console import BuildDisplay
+
+    settings = load_config(config, tuple(overrides or ()))
+    with BuildDisplay(console) as display:
+        made = run_build(settings, runs, display, until="data").stages
+    _make(stages.adapter(settings, made["base"].artifact, made["data"].artifact), out)
+
+
+@app.command(epilog="Example: cockpit merge runs/smollm2-135m/base my-adapter --out merged")
+def merge(
+    base: Annotated[Path, typer.Argument(help="A local Hugging Face checkpoint.", show_default=False)],
+    adapter: Annotated[Path, typer.Argument(help="A PEFT adapter folder.", show_default=False)],
+    out: Out,
+) -> None:
+    """Any local checkpoint + any PEFT LoRA adapter → a standard Hugging Face checkpoint."""
+    from pipeline import stages
+    from pipeline.stage import artifact
+
+    _make(stages.merged(artifact(base), artifact(adapter)), out)
+
+
+@app.command(epilog="Example: cockpit export merged --precision int4 --out onnx")
+def export(
+    checkpoint: Annotated[Path, typer.Argument(help="A local Hugging Face checkpoint.", show_default=False)],
+    out: Out,
+    precision: Annotated[
+        Literal["fp32", "fp16", "int8", "int4"], typer.Option(help="Of the weights.")
+    ] = "int8",
+    block_size: Annotated[
+        int, typer.Option(help="Weights that share one scale (int8, int4): 16, 32, 64 or 128.")
+    ] = 32,
+    context: Annotated[int, typer.Option(min=16, help="Longest prompt plus answer, in tokens.")] = 2048,
+    exporter: Annotated[
+        Literal["graph", "optimum"], typer.Option(help="optimum: for architectures graph does not know.")
+    ] = "graph",
+) -> None:
+    """A checkpoint → ONNX model, tokenizer and genai_config.json."""
+    from pipeline import stages
+    from pipeline.config import parse_export
+    from pipeline.stage import artifact
+
+    settings = parse_export(
+        {"precision": precision, "block_size": block_size, "context": context, "exporter": exporter}
+    )
+    _make(stages.onnx(settings, artifact(checkpoint)), out)
+
+
+@app.command(epilog="Example: cockpit package onnx --tools configs/cockpit-tools.json --out candidate")
+def package(
+    onnx: Annotated[Path, typer.Argument(help="What `cockpit export` made.", show_default=False)],
+    out: Out,
+    tools: Annotated[Path, typer.Option(help="JSON Schema of the callable functions.", show_default=False)],
+    name: Annotated[str, typer.Option(help="Name of the bundle.")] = "candidate",
+    system: Annotated[
+        str | None,
+        typer.Option(help="System prompt that the model was trained with; unset takes the default."),
+    ] = None,
+) -> None:
+    """ONNX + tools → a candidate bundle, which `cockpit validate` measures and admits."""
+    from pipeline import stages
+    from pipeline.config import DEFAULT_SYSTEM
+    from pipeline.stage import artifact
+
+    _make(stages.candidate(name, system or DEFAULT_SYSTEM, {}, artifact(onnx), artifact(tools)), out)
+
+
+@app.command(
+    epilog="Example: cockpit validate candidate --base base --adapter adapter --data test.jsonl --out verdict"
+)
+def validate(
+    bundle: BundleFolder,
+    base: Annotated[Path, typer.Option(help="The base checkpoint.", show_default=False)],
+    adapter: Annotated[Path, typer.Option(help="The adapter that was merged into it.", show_default=False)],
+    data: Annotated[Path, typer.Option(help="Test records, JSON Lines.", show_default=False)],
+    out: Out,
+    config: Annotated[
+        Path | None,
+        typer.Option(help="Take [validate] and [gate] from this config; unset takes the defaults."),
+    ] = None,
+    overrides: Overrides = None,
+) -> None:
+    """Measure a bundle against the unmerged model and judge it; exit code 4 when a gate fails."""
+    from pipeline.config import load_validation
+    from pipeline.console import BuildDisplay, StageDisplay
+    from pipeline.evidence.admission import refuse_unless_passed
+    from pipeline.evidence.validate import validate as run_validate
+    from pipeline.stage import artifact
+
+    validation, gate = load_validation(config, tuple(overrides or ()))
+    with StageDisplay(console, "evidence") as told:
+        found = run_validate(
+            validation,
+            gate,
+            bundle=artifact(bundle),
+            base=artifact(base),
+            adapter=artifact(adapter),
+            data=artifact(data),
+            out=out,
+            progress=told,
+        )
+    with BuildDisplay(console) as display:
+        display.judged(found, out / "report")
+    refuse_unless_passed(found.gate, out / "report")
+
+
+@app.command(epilog='Example: cockpit run runs/smollm2-135m/bundle "set the driver side to 22"')
+def run(
+    bundle: BundleFolder,
+    utterance: Annotated[str, typer.Argument(help="What the driver says.", show_default=False)],
+    as_json: Json = False,
+    threads: Threads = 2,
+) -> None:
+    """One utterance → function calls, with timing."""
+    from runtime.__main__ import answer
+
+    answer(bundle, utterance, as_json=as_json, threads=threads)
+
+
+@app.command(epilog="Example: cockpit chat runs/smollm2-135m/bundle")
+def chat(bundle: BundleFolder, threads: Threads = 2) -> None:
+    """Talk to a bundle; text appears as it is made. An empty line or Ctrl-D ends."""
+    import runtime
+
+    assistant = runtime.load(bundle, threads=threads)
+    while True:
+        try:
+            utterance = console.input("[bold]>[/bold] ")
+        except EOFError:
+            return
+        if not utterance.strip():
+            return
+        for piece in assistant.generate(assistant.messages(utterance)):
+            console.print(piece, end="", markup=False, highlight=False)
+        console.print()
+
+
+@app.command(epilog="Example: cockpit bench runs/smollm2-135m/bundle --json")
+def bench(bundle: BundleFolder, as_json: Json = False, threads: Threads = 2) -> None:
+    """Time to first token, time per token, load time and peak memory of a bundle."""
+    from runtime.__main__ import measure
+
+    measure(bundle, as_json=as_json, threads=threads)
+
+
+@app.command(epilog="Example: cockpit report runs/smollm2-135m")
+def report(
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="A run's folder.", show_default=False)],
+    as_json: Json = False,
+) -> None:
+    """Draw report.html and junit.xml again from a run's report.json, and show the verdict."""
+    from pipeline.console import BuildDisplay
+    from pipeline.evidence.admission import write_report
+    from runtime.report import read_report, to_json
+
+    found = read_report(run / "report" / "report.json")
+    write_report(found, run / "report")
+    if as_json:
+        sys.stdout.write(to_json(found.gate))
+        return
+    with BuildDisplay(console) as display:
+        display.judged(found, run / "report")
+
+
+@app.command(epilog="Example: cockpit doctor --json")
+def doctor(runs: Runs = Path("runs"), as_json: Json = False) -> None:
+    """What this machine can do, what is missing and how to get it."""
+    from pipeline.console import doctor_table
+    from pipeline.doctor import examine, healthy
+
+    findings = examine(runs)
+    if as_json:
+        sys.stdout.write(
+            json.dumps([asdict(finding) for finding in findings], ensure_ascii=False, indent=1) + "\n"
+        )
+    else:
+        console.print(doctor_table(findings))
+    if not healthy(findings):
+        raise typer.Exit(3)
+
+
+def _make(plan: Plan, out: Path) -> None:
+    """Run one stage into a new directory of the caller's choice."""
+    from pipeline.console import StageDisplay
+    from pipeline.stage import write_stage
+
+    with StageDisplay(console, plan.stage.name) as told:
+        result = write_stage(plan.stage, out, lambda folder, scratch: plan.work(folder, scratch, told))
+    console.print(f"{plan.stage.name}: {out} ({result.seconds:.1f} s)", highlight=False)
+
+
+def main() -> None:
+    """The console script: an expected error is one sentence on stderr and its class's exit code."""
+    debug = "--debug" in sys.argv
+    # Accepted anywhere on the line: a person adds it at the end, after the error.
+    sys.argv = [argument for argument in sys.argv if argument != "--debug"]
+    try:
+        app()
+    except CockpitError as error:
+        if debug:
+            raise
+        sys.stderr.write(f"cockpit: {error}\n")
+        sys.exit(error.exit_code)
+    except KeyboardInterrupt:
+        sys.stderr.write("cockpit: interrupted; finished stages are kept\n")
+        sys.exit(130)
+    except Exception as error:  # the last resort of a command line
+        if debug:
+            raise
+        first = (str(error).strip() or type(error).__name__).splitlines()[0]
+        sys.stderr.write(f"cockpit: internal error: {first} ({type(error).__name__}); --debug shows where\n")
+        sys.exit(CockpitError.exit_code)

@@ -1,0 +1,282 @@
+"""From the grammar to records: balanced over functions, without repeats, the same bytes for the same seed."""
+
+from __future__ import annotations
+
+import itertools
+import random
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Final
+
+from pipeline.data.generator import (
+    chinese,
+    chinese_slots,
+    english_cabin,
+    english_infotainment,
+    english_refusals,
+    english_slots,
+)
+from pipeline.data.generator.grammar import Sentence, Template, draw
+from pipeline.data.generator.slots import Slot
+from pipeline.data.records import Language, Record
+from pipeline.data.splits import Split, assign
+from runtime.calls import Call, Tool, check_call
+from runtime.errors import DataError
+
+REFUSAL_SHARE: Final = 0.09
+COMPOUND_SHARE: Final = 0.12
+THREE_CALLS_SHARE: Final = 0.2
+"""Of compound utterances, how many have three calls."""
+_PATIENCE = 2000
+"""Draws in a row that give nothing new before the grammar counts as exhausted."""
+
+
+@dataclass(frozen=True)
+class Manner:
+    """How a language wraps and joins clauses.
+
+    Attributes:
+        before: what may precede an imperative.
+        after: what may follow one.
+        joins: what may stand between two clauses.
+        comma: what stands between the first two of three.
+        sentence: whether written sentences start with a capital and end with a full stop.
+    """
+
+    before: tuple[str, ...]
+    after: tuple[str, ...]
+    joins: tuple[str, ...]
+    comma: str
+    sentence: bool
+
+
+@dataclass(frozen=True)
+class Grammar:
+    """Everything there is to say in one language."""
+
+    templates: Mapping[str, tuple[Template, ...]]
+    refusals: tuple[Template, ...]
+    slots: Mapping[str, Slot]
+    manner: Manner
+
+
+ENGLISH: Final = Grammar(
+    {**english_cabin.TEMPLATES, **english_infotainment.TEMPLATES},
+    english_refusals.TEMPLATES,
+    english_slots.SLOTS,
+    Manner(
+        before=(
+            "please ",
+            "can you ",
+            "could you ",
+            "can you please ",
+            "hey, ",
+            "would you ",
+            "I want you to ",
+            "now ",
+        ),
+        after=(" please", " for me", " now", ", thanks", ", thank you"),
+        joins=(" and ", " and then ", ", then ", " and also ", ", and ", " and please "),
+        comma=", ",
+        sentence=True,
+    ),
+)
+CHINESE: Final = Grammar(
+    chinese.TEMPLATES,
+    chinese.REFUSALS,
+    chinese_slots.SLOTS,
+    Manner(
+        before=("请", "帮我", "请帮我", "麻烦", "麻烦你", "给我", "现在"),
+        after=("吧", "，谢谢", "，好吗"),
+        joins=("，然后", "，再", "，顺便", "，并且", "，同时", "，还要"),
+        comma="，",
+        sentence=False,
+    ),
+)
+GRAMMARS: Final[Mapping[Language, Grammar]] = {"en": ENGLISH, "zh": CHINESE}
+
+
+@dataclass(frozen=True)
+class Family:
+    """A template with its name and the function it calls; None for a refusal."""
+
+    name: str
+    function: str | None
+    template: Template
+
+
+@dataclass(frozen=True)
+class Clause:
+    """A drawn sentence, and where it came from."""
+
+    family: Family
+    sentence: Sentence
+
+    @property
+    def call(self) -> tuple[Call, ...]:
+        """The call the clause asks for; none for a refusal."""
+        if self.family.function is None:
+            return ()
+        return (Call(self.family.function, dict(self.sentence.arguments)),)
+
+
+def families(language: Language, split: Split, seed: int) -> dict[str | None, tuple[Family, ...]]:
+    """The template families of a split, by function; refusals under None."""
+    grammar = GRAMMARS[language]
+    groups: list[tuple[str | None, tuple[Template, ...]]] = [
+        *grammar.templates.items(),
+        (None, grammar.refusals),
+    ]
+    chosen: dict[str | None, tuple[Family, ...]] = {}
+    for function, templates in groups:
+        group = f"{language}/{function or 'refusal'}"
+        splits = assign(len(templates), seed, group)
+        chosen[function] = tuple(
+            Family(f"{group}/{index}", function, template)
+            for index, template in enumerate(templates)
+            if splits[index] == split
+        )
+    return chosen
+
+
+def generate(
+    tools: Sequence[Tool], *, split: Split, examples: int, chinese: float, seed: int
+) -> list[Record]:
+    """Draw the records of one split.
+
+    Args:
+        tools: the functions of configs/cockpit-tools.json; each is drawn equally often.
+        split: whose template families and open-ended values are used.
+        examples: how many records, over both languages.
+        chinese: share of them in Chinese, from 0 to 1.
+        seed: the same seed gives the same records, in every split.
+
+    Raises:
+        DataError: the tools are not those the grammar speaks of, or it has too few sentences to say.
+    """
+    _check_tools(tools)
+    in_chinese = round(examples * chinese)
+    counts: tuple[tuple[Language, int], ...] = (("en", examples - in_chinese), ("zh", in_chinese))
+    records = [
+        record for language, count in counts for record in _in_language(tools, split, count, language, seed)
+    ]
+    random.Random(f"{seed}/{split}/order").shuffle(records)
+    return records
+
+
+def _check_tools(tools: Sequence[Tool]) -> None:
+    names = {tool.name for tool in tools}
+    for grammar in GRAMMARS.values():
+        if names != set(grammar.templates):
+            odd = ", ".join(sorted(names ^ set(grammar.templates)))
+            raise DataError(
+                f"the generator speaks only of the functions in configs/cockpit-tools.json, and these "
+                f"differ: {odd}; for other functions give data.train, data.validation and data.test files"
+            )
+
+
+def _in_language(
+    tools: Sequence[Tool], split: Split, count: int, language: Language, seed: int
+) -> Iterator[Record]:
+    rng = random.Random(f"{seed}/{split}/{language}")
+    refusals, compounds = round(count * REFUSAL_SHARE), round(count * COMPOUND_SHARE)
+    drawer = _Drawer(GRAMMARS[language], families(language, split, seed), rng, training=split == "train")
+    numbers = itertools.count()
+    for wanted, draws in (
+        (refusals, drawer.refusals()),
+        (compounds, drawer.compounds()),
+        (count - refusals - compounds, drawer.singles()),
+    ):
+        for _ in range(wanted):
+            clauses, utterance = next(draws)
+            calls = tuple(call for clause in clauses for call in clause.call)
+            for call in calls:
+                check_call(call, tools)
+            yield Record(
+                id=f"{split}-{language}-{next(numbers):05d}",
+                utterance=utterance,
+                calls=calls,
+                lang=language,
+                family="+".join(clause.family.name for clause in clauses),
+                template=" + ".join(clause.sentence.masked for clause in clauses),
+            )
+
+
+class _Drawer:
+    """Draws utterances of one language and split, never one twice."""
+
+    def __init__(
+        self,
+        grammar: Grammar,
+        families: Mapping[str | None, tuple[Family, ...]],
+        rng: random.Random,
+        *,
+        training: bool,
+    ) -> None:
+        self._grammar = grammar
+        self._families = families
+        self._rng = rng
+        self._training = training
+        self._said: set[str] = set()
+
+    def refusals(self) -> Iterator[tuple[tuple[Clause, ...], str]]:
+        """Requests that no function serves, each family in turn."""
+        for family in itertools.cycle(self._families[None]):
+            yield self._unsaid([(family,)])
+
+    def singles(self) -> Iterator[tuple[tuple[Clause, ...], str]]:
+        """One call: each function in turn, and of each function each family in turn."""
+        functions = [function for function in self._families if function is not None]
+        for turn in itertools.count():
+            for function in functions:
+                of_function = self._families[function]
+                yield self._unsaid(
+                    [(of_function[(turn + shift) % len(of_function)],) for shift in range(len(of_function))]
+                )
+
+    def compounds(self) -> Iterator[tuple[tuple[Clause, ...], str]]:
+        """Two or three imperative clauses that call different functions."""
+        clauses = {
+            function: [family for family in of_function if family.template.clause]
+            for function, of_function in self._families.items()
+            if function is not None
+        }
+        functions = [function for function, of_function in clauses.items() if of_function]
+        while True:
+            size = 3 if self._rng.random() < THREE_CALLS_SHARE else 2
+            chosen = self._rng.sample(functions, size)
+            yield self._unsaid([tuple(self._rng.choice(clauses[function]) for function in chosen)])
+
+    def _unsaid(self, choices: Sequence[tuple[Family, ...]]) -> tuple[tuple[Clause, ...], str]:
+        """An utterance not drawn before, of the first choice of families that still has one."""
+        for chosen in choices:
+            for _ in range(_PATIENCE // len(choices)):
+                clauses = tuple(
+                    Clause(
+                        family, draw(family.template, self._grammar.slots, self._rng, training=self._training)
+                    )
+                    for family in chosen
+                )
+                utterance = self._utter(clauses)
+                if utterance.casefold() not in self._said:
+                    self._said.add(utterance.casefold())
+                    return clauses, utterance
+        names = ", ".join(family.name for chosen in choices for family in chosen)
+        raise DataError(f"the grammar has nothing new to say with {names}; ask for fewer examples")
+
+    def _utter(self, clauses: tuple[Clause, ...]) -> str:
+        """The clauses joined, politely or not, as written or as transcribed speech."""
+        manner, rng = self._grammar.manner, self._rng
+        words = [clause.sentence.text for clause in clauses]
+        text = words[0]
+        for index, more in enumerate(words[1:], start=1):
+            text += (manner.comma if index < len(words) - 1 else rng.choice(manner.joins)) + more
+        if all(clause.family.template.clause for clause in clauses):
+            if rng.random() < 0.35:
+                text = rng.choice(manner.before) + text
+            if rng.random() < 0.12:
+                text += rng.choice(manner.after)
+        if manner.sentence and rng.random() < 0.5:
+            text = text[0].upper() + text[1:]
+            text += "" if text[-1] in ".?!" or rng.random() < 0.5 else "."
+        return text

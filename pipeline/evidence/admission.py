@@ -1,0 +1,103 @@
+"""From measurements to a verdict on disk: assemble the report, write it, refuse what did not pass."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+
+from pipeline.config import Gate
+from pipeline.evidence.gate import judge
+from pipeline.evidence.report.html import draw
+from pipeline.evidence.report.junit import junit
+from pipeline.stage import RECORD, Artifact
+from runtime.errors import GateError
+from runtime.manifest import read_manifest
+from runtime.report import (
+    SCHEMA_VERSION,
+    GateReport,
+    LatencyReport,
+    ParityReport,
+    Report,
+    TaskReport,
+    from_json,
+    to_json,
+)
+
+
+def assemble(evidence: Path, bundle: Path, gate: Gate, made: Mapping[str, Artifact]) -> Report:
+    """Judge the measurements in `evidence`.
+
+    Args:
+        evidence: what `pipeline.evidence.measure` wrote.
+        bundle: the candidate that was measured.
+        gate: thresholds.
+        made: the artifacts the report tells digests and sizes of.
+
+    Raises:
+        DataError: a measurement is missing or malformed.
+    """
+    parity = from_json(ParityReport, (evidence / "parity.json").read_text(encoding="utf-8"))
+    task = from_json(TaskReport, (evidence / "task.json").read_text(encoding="utf-8"))
+    latency = from_json(LatencyReport, (evidence / "latency.json").read_text(encoding="utf-8"))
+    manifest = read_manifest(bundle)
+    return Report(
+        schema_version=SCHEMA_VERSION,
+        name=manifest.name,
+        parity=parity,
+        task=task,
+        latency=latency,
+        gate=judge(manifest.precision, gate, parity, task, latency),
+        lineage={name: artifact.digest for name, artifact in made.items()},
+        sizes={name: _size(artifact.path) for name, artifact in made.items()},
+        training=_training(made.get("adapter")),
+    )
+
+
+def write_report(report: Report, folder: Path) -> None:
+    """report.html, report.json and junit.xml, all three or none of them new."""
+    fresh = folder.with_name(f".partial-{folder.name}")
+    shutil.rmtree(fresh, ignore_errors=True)
+    fresh.mkdir(parents=True)
+    (fresh / "report.json").write_text(to_json(report), encoding="utf-8")
+    (fresh / "report.html").write_text(draw(report), encoding="utf-8")
+    (fresh / "junit.xml").write_text(junit(report.gate, report.name), encoding="utf-8")
+    shutil.rmtree(folder, ignore_errors=True)
+    fresh.rename(folder)
+
+
+def refuse_unless_passed(gate: GateReport, folder: Path) -> None:
+    """Let a passing candidate go on.
+
+    Raises:
+        GateError: it did not pass; the message names every check that did not, and where to look.
+    """
+    if gate.verdict == "pass":
+        return
+    missed = [check for check in gate.checks if check.verdict != "pass"]
+    listed = "; ".join(
+        f"{check.name} ({check.subject}): {_figure(check.value)}, allowed {check.direction} {check.threshold:g}, "
+        f"{check.reason}"
+        for check in missed
+    )
+    raise GateError(
+        f"the candidate is refused, {len(missed)} of {len(gate.checks)} checks did not pass: {listed}. "
+        f"Evidence: {folder / 'report.html'}"
+    )
+
+
+def _figure(value: float | None) -> str:
+    return "nothing" if value is None else f"{value:.4g}"
+
+
+def _size(path: Path) -> int:
+    return sum(file.stat().st_size for file in path.rglob("*") if file.is_file() and file.name != RECORD)
+
+
+def _training(adapter: Artifact | None) -> dict[str, float]:
+    """Figures of the training, where the adapter was trained here."""
+    if adapter is None or not (adapter.path / "training.json").exists():
+        return {}
+    figures = json.loads((adapter.path / "training.json").read_text(encoding="utf-8"))
+    return {name: float(value) for name, value in figures.items() if isinstance(value, int | float)}

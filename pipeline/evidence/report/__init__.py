@@ -1,0 +1,1 @@
+"""A report as something to look at: a page, a table on the terminal, and XML for CI systems."""

@@ -1,0 +1,90 @@
+"""The config: defaults in one place, unknown keys refused with the nearest name, every shipped file valid."""
+
+from pathlib import Path
+
+import pytest
+
+from pipeline.config import SEVEN_PROJECTIONS, load_config
+from runtime.errors import ConfigError
+
+CONFIGS = Path(__file__).parent.parent / "configs"
+
+MINIMAL = """
+name = "small"
+[base]
+source = "path"
+path = "base"
+[data]
+tools = "tools.json"
+"""
+
+
+def written(folder: Path, text: str = MINIMAL) -> Path:
+    path = folder / "config.toml"
+    path.write_text(text, encoding="utf-8")
+    return path
+
+
+def test_every_shipped_config_loads() -> None:
+    paths = sorted(CONFIGS.rglob("*.toml"))
+    assert len(paths) >= 3
+    assert len({load_config(path).name for path in paths}) == len(paths)
+
+
+def test_the_default_config_carries_the_guides_recommendations() -> None:
+    train = load_config(CONFIGS / "smollm2-135m.toml").train
+    assert (train.r, train.alpha) == (16, 32.0)
+    assert train.target_modules == SEVEN_PROJECTIONS
+
+
+def test_paths_are_taken_from_the_configs_folder(tmp_path: Path) -> None:
+    config = load_config(written(tmp_path))
+    assert config.base.path == tmp_path / "base"
+    assert config.data.tools == tmp_path / "tools.json"
+
+
+def test_overrides_are_toml_or_bare_strings(tmp_path: Path) -> None:
+    config = load_config(
+        written(tmp_path), ("train.r=32", "export.precision=int4", 'train.target_modules=["q_proj"]')
+    )
+    assert (config.train.r, config.export.precision, config.train.target_modules) == (32, "int4", ("q_proj",))
+
+
+@pytest.mark.parametrize(
+    ("text", "overrides", "message"),
+    [
+        (
+            MINIMAL,
+            ("train.learning_rat=1",),
+            'unknown key "train.learning_rat"; did you mean "learning_rate"',
+        ),
+        (MINIMAL, ("trian.r=1",), 'unknown key "trian"; did you mean "train"'),
+        (MINIMAL, ("validate.zzz=1",), 'unknown key "validate.zzz"; known: conversations'),
+        (MINIMAL, ("gate.max_kl_mean=1",), 'unknown key "gate.max_kl_mean"; did you mean "max_mean_kl"'),
+        (MINIMAL, ("train.r=0",), '"train.r": Input should be greater than or equal to 1'),
+        (MINIMAL, ("train.alpha=-1",), '"train.alpha"'),
+        (MINIMAL, ("train.learning_rate=nan",), '"train.learning_rate"'),
+        (MINIMAL, ("gate.max_mean_kl=-1",), '"gate.max_mean_kl"'),
+        (MINIMAL, ("export.precision=int3",), "'fp32', 'fp16', 'int8' or 'int4'"),
+        (MINIMAL, ("train.r",), "--set takes key=value"),
+        (MINIMAL, ("name.x=1",), '"name" is a value, not a table'),
+        (MINIMAL, ('name="../up"',), '"name"'),
+        (MINIMAL.replace('path = "base"', ""), (), 'source = "path" needs "path"'),
+        (MINIMAL, ("base.id=x/y",), '"id" belongs to source = "hub"'),
+        (MINIMAL, ("data.train=a.jsonl",), "name all three files or none"),
+        (MINIMAL.replace("[data]", "[data"), (), "not valid TOML"),
+        ('name = "small"', (), '"base" is missing; "data" is missing'),
+    ],
+)
+def test_a_wrong_config_is_one_clear_sentence(
+    tmp_path: Path, text: str, overrides: tuple[str, ...], message: str
+) -> None:
+    with pytest.raises(ConfigError) as caught:
+        load_config(written(tmp_path, text), overrides)
+    assert message in str(caught.value)
+    assert caught.value.exit_code == 2
+
+
+def test_a_missing_config_says_where_to_find_some(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"no config file at .*configs/"):
+        load_config(tmp_path / "absent.toml")
