@@ -94,8 +94,8 @@ def read_architecture(checkpoint: Path) -> Architecture:
             f"config.json: {heads} attention heads cannot share {kv_heads} key-value heads evenly"
         )
     head_dim = hidden // heads if config.get("head_dim") is None else _count(config, "head_dim")
-    if head_dim % 8:
-        raise ExportError(f"head_dim = {head_dim} is not supported; it must be a multiple of 8")
+    if head_dim % 16:
+        raise ExportError(f"head_dim = {head_dim} is not supported; it must be a multiple of 16")
     attention_bias, mlp_bias = _flag(config, "attention_bias"), _flag(config, "mlp_bias")
     return Architecture(
         name=str(name),

@@ -79,4 +79,5 @@ def _pack(values: NDArray[np.uint8], bits: int) -> NDArray[np.uint8]:
         return values
     if values.shape[1] % 2:
         values = np.pad(values, ((0, 0), (0, 1)))
-    return values[:, 0::2] | values[:, 1::2] << 4
+    low, high = values[:, 0::2], values[:, 1::2]
+    return np.asarray(low | high << np.uint8(4), np.uint8)

@@ -42,7 +42,8 @@ def read_rope(config: Mapping[str, object], head_dim: int) -> Rope:
     kind = scaling.get("rope_type", scaling.get("type", "default"))
     if kind not in SUPPORTED:
         raise ExportError(
-            f'RoPE type "{kind}" is not supported; supported: {", ".join(SUPPORTED)}; exporter = "optimum" may'
+            f'RoPE type "{kind}" is not supported; supported: {", ".join(SUPPORTED)}; '
+            'exporter = "optimum" may export it'
         )
     share = scaling.get("partial_rotary_factor", config.get("partial_rotary_factor"))
     if share not in (None, 1, 1.0):
@@ -85,7 +86,7 @@ def _llama3(
     ramp = (1 - smooth) * inverse / factor + smooth * inverse
     scaled = np.where(wavelength > trained / low, inverse / factor, inverse)
     between = (wavelength >= trained / high) & (wavelength <= trained / low)
-    return np.where(between, ramp, scaled)
+    return np.asarray(np.where(between, ramp, scaled), np.float32)
 
 
 def _yarn(
@@ -114,7 +115,7 @@ def _yarn(
     factor = np.float32(_yarn_factor(scaling, config))
     extrapolated = np.float32(1) / frequencies
     interpolated = np.float32(1) / (factor * frequencies)
-    return interpolated * (1 - keep) + extrapolated * keep
+    return np.asarray(interpolated * (1 - keep) + extrapolated * keep, np.float32)
 
 
 def _yarn_attention_factor(scaling: Mapping[str, object], config: Mapping[str, object]) -> float:

@@ -14,8 +14,8 @@ from typing import Protocol
 from pipeline import stages
 from pipeline.config import Config
 from pipeline.evidence.admission import assemble, refuse_unless_passed, write_report
-from pipeline.stage import Artifact, Progress, StageResult, link, locked, run_stage
-from pipeline.stages import Plan
+from pipeline.stage import Progress, StageResult, link, locked, run_stage
+from pipeline.stages import Label, Plan
 from runtime.errors import UsageError
 from runtime.report import Report
 
@@ -48,20 +48,23 @@ class Built:
     report: Report | None
 
 
-Made = Mapping[str, Artifact]
+Made = Mapping[str, StageResult]
 
 _PLANS: Mapping[str, Callable[[Config, Made], Plan]] = {
     "base": lambda config, made: stages.base(config),
     "data": lambda config, made: stages.data(config),
-    "adapter": lambda config, made: stages.adapter(config, made["base"], made["data"]),
-    "merged": lambda config, made: stages.merged(made["base"], made["adapter"]),
-    "onnx": lambda config, made: stages.onnx(config.export, made["merged"]),
-    "candidate": lambda config, made: stages.candidate(config, made["onnx"], made["data"]),
+    "adapter": lambda config, made: stages.adapter(config, made["base"].artifact, made["data"].artifact),
+    "merged": lambda config, made: stages.merged(made["base"].artifact, made["adapter"].artifact),
+    "onnx": lambda config, made: stages.onnx(config.export, made["merged"].artifact),
+    "candidate": lambda config, made: stages.candidate(
+        _label(config, made), made["onnx"].artifact, made["data"].artifact
+    ),
     "evidence": lambda config, made: stages.evidence(
-        config.validate_, made["candidate"], made["base"], made["adapter"], made["data"]
+        config.validate_, *(made[name].artifact for name in ("candidate", "base", "adapter", "data"))
     ),
 }
 STAGES = (*_PLANS, "bundle")
+_PATHS = frozenset({"path", "tools", "train", "validation", "test"})
 
 
 def build(
@@ -90,17 +93,15 @@ def build(
         if name not in STAGES:
             raise UsageError(f'there is no stage "{name}"; stages: {", ".join(STAGES)}')
     run, store = runs / config.name, runs / "store"
-    results: dict[str, StageResult] = {}
-    made: dict[str, Artifact] = {}
+    made: dict[str, StageResult] = {}
 
     def make(name: str, plan: Plan) -> None:
         told = observer.started(name)
-        result = run_stage(
+        made[name] = run_stage(
             plan.stage, store, lambda out, scratch: plan.work(out, scratch, told), rebuild=name in rebuild
         )
-        link(result.artifact.path, run / name)
-        results[name], made[name] = result, result.artifact
-        observer.finished(name, result)
+        link(made[name].artifact.path, run / name)
+        observer.finished(name, made[name])
 
     with locked(store):
         for name, plan in _PLANS.items():
@@ -109,10 +110,24 @@ def build(
                 (run / "bundle").unlink(missing_ok=True)
             make(name, plan(config, made))
             if name == until:
-                return Built(run, results, None)
-        report = assemble(config.name, config.export.precision, config.gate, made)
+                return Built(run, made, None)
+        artifacts = {name: result.artifact for name, result in made.items()}
+        report = assemble(
+            made["evidence"].artifact.path, made["candidate"].artifact.path, config.gate, artifacts
+        )
         write_report(report, run / "report")
         observer.judged(report, run / "report")
         refuse_unless_passed(report.gate, run / "report")
-        make("bundle", stages.bundle(made["candidate"], run / "report", report))
-    return Built(run, results, report)
+        make("bundle", stages.bundle(made["candidate"].artifact, run / "report", report.gate))
+    return Built(run, made, report)
+
+
+def _label(config: Config, made: Made) -> Label:
+    """The candidate's label: the recipe is what shaped the model, not how it is judged."""
+    recipe = config.model_dump(
+        mode="json", include={"seed", "base", "data", "train", "export"}, exclude_none=True
+    )
+    for table in ("base", "data"):
+        # Where a folder lies on the build host is nobody's business in a car.
+        recipe[table] = {key: value for key, value in recipe[table].items() if key not in _PATHS}
+    return Label(config.name, config.data.system, recipe, str(made["base"].figures["fingerprint"]))

@@ -148,7 +148,8 @@ def package(
     from pipeline.config import DEFAULT_SYSTEM
     from pipeline.stage import artifact
 
-    _make(stages.candidate(name, system or DEFAULT_SYSTEM, {}, artifact(onnx), artifact(tools)), out)
+    label = stages.Label(name, system or DEFAULT_SYSTEM, {}, None)
+    _make(stages.candidate(label, artifact(onnx), artifact(tools)), out)
 
 
 @app.command(
@@ -198,9 +199,10 @@ def run(
     threads: Threads = 2,
 ) -> None:
     """One utterance → function calls, with timing."""
-    from runtime.__main__ import answer
+    from runtime.__main__ import main as run_on_device
 
-    answer(bundle, utterance, as_json=as_json, threads=threads)
+    arguments = [str(bundle), utterance, "--threads", str(threads), *(["--json"] if as_json else [])]
+    raise typer.Exit(run_on_device(arguments))
 
 
 @app.command(epilog="Example: cockpit chat runs/smollm2-135m/bundle")
@@ -224,9 +226,10 @@ def chat(bundle: BundleFolder, threads: Threads = 2) -> None:
 @app.command(epilog="Example: cockpit bench runs/smollm2-135m/bundle --json")
 def bench(bundle: BundleFolder, as_json: Json = False, threads: Threads = 2) -> None:
     """Time to first token, time per token, load time and peak memory of a bundle."""
-    from runtime.__main__ import measure
+    from runtime.__main__ import main as run_on_device
 
-    measure(bundle, as_json=as_json, threads=threads)
+    arguments = [str(bundle), "--bench", "--threads", str(threads), *(["--json"] if as_json else [])]
+    raise typer.Exit(run_on_device(arguments))
 
 
 @app.command(epilog="Example: cockpit report runs/smollm2-135m")

@@ -5,13 +5,19 @@ A build runs these plans one behind the other; a verb of the command line runs o
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from pipeline.config import Config
-from pipeline.stage import Artifact, Progress, Stage, artifact
+from pipeline.config import Config, Export, Validate
+from pipeline.evidence.latency import this_machine
+from pipeline.provenance import versions
+from pipeline.stage import RECORD, Artifact, Progress, Stage, artifact
+from runtime.errors import UsageError
+from runtime.manifest import Exporter, Precision
+from runtime.report import GateReport
 
 _TRAINING = ("torch", "transformers", "peft", "accelerate", "tokenizers")
 _EXPORTING = ("numpy", "onnx-ir", "ml-dtypes")
@@ -84,3 +90,117 @@ def merged(base: Artifact, adapter: Artifact) -> Plan:
 
     inputs = {"base": base, "adapter": adapter}
     return Plan(Stage("merged", "pipeline.merge", ("numpy", "ml-dtypes"), {}, inputs), work)
+
+
+def onnx(settings: Export, merged: Artifact) -> Plan:
+    """A checkpoint → ONNX model, tokenizer, genai_config.json."""
+
+    def work(out: Path, scratch: Path, progress: Progress) -> Mapping[str, Any]:
+        if settings.exporter == "optimum":
+            from export.optimum import export_with_optimum
+
+            return export_with_optimum(merged.path, out, settings.context)
+        from export.checkpoint import export_checkpoint
+
+        return export_checkpoint(
+            merged.path, out, settings.precision, settings.block_size, settings.context, progress
+        )
+
+    module = "export.optimum" if settings.exporter == "optimum" else "export.checkpoint"
+    return Plan(Stage("onnx", module, _EXPORTING, settings.model_dump(mode="json"), {"merged": merged}), work)
+
+
+@dataclass(frozen=True)
+class Label:
+    """What a bundle is called and how its model is asked.
+
+    Attributes:
+        name: of the bundle.
+        system: the system prompt that the model was trained with.
+        recipe: the settings that the model was made with, for the record.
+        base_fingerprint: of the base's weights, where it is known.
+    """
+
+    name: str
+    system: str
+    recipe: Mapping[str, Any]
+    base_fingerprint: str | None
+
+
+def candidate(label: Label, onnx: Artifact, tools: Artifact) -> Plan:
+    """ONNX, tools and what is known of them → a candidate bundle.
+
+    Args:
+        label: name, prompt and recipe.
+        onnx: what the export stage made.
+        tools: a tools file, or a folder with `tools.json`.
+    """
+
+    def work(out: Path, scratch: Path, progress: Progress) -> Mapping[str, Any]:
+        from export.bundle import Description, answer_form, package
+        from runtime.manifest import Lineage
+
+        precision, exporter = _exported_as(onnx.path)
+        description = Description(
+            name=label.name,
+            precision=precision,
+            exporter=exporter,
+            lineage=Lineage(
+                base=label.base_fingerprint or onnx.lineage.get("base", "unknown"),
+                adapter=onnx.lineage.get("adapter"),
+                dataset=onnx.lineage.get("data"),
+                recipe=dict(label.recipe),
+                versions=dict(versions(("cockpit-edge", *_TRAINING, *_EXPORTING, "onnxruntime"))),
+            ),
+            system=label.system,
+            form=answer_form(onnx.path),
+        )
+        path = tools.path / "tools.json" if tools.path.is_dir() else tools.path
+        manifest = package(onnx.path, out, path, description)
+        return {"files": len(manifest.files)}
+
+    config = {
+        "name": label.name,
+        "system": label.system,
+        "recipe": label.recipe,
+        "base": label.base_fingerprint,
+    }
+    return Plan(Stage("candidate", "export.bundle", ("onnx",), config, {"onnx": onnx, "tools": tools}), work)
+
+
+def evidence(settings: Validate, bundle: Artifact, base: Artifact, adapter: Artifact, data: Artifact) -> Plan:
+    """A bundle, and the base and adapter it must be true to → measurements."""
+
+    def work(out: Path, scratch: Path, progress: Progress) -> Mapping[str, Any]:
+        from pipeline.evidence.measure import measure
+
+        return measure(settings, bundle.path, base.path, adapter.path, data.path, out, progress)
+
+    # Latency belongs to the machine: evidence of another one is measured again, not reused.
+    config = {"machine": asdict(this_machine()), **settings.model_dump(mode="json")}
+    inputs = {"bundle": bundle, "base": base, "adapter": adapter, "data": data}
+    return Plan(Stage("evidence", "pipeline.evidence.measure", _MEASURING, config, inputs), work)
+
+
+def bundle(candidate: Artifact, report: Path, gate: GateReport) -> Plan:
+    """A candidate and the verdict it passed with → the bundle."""
+
+    def work(out: Path, scratch: Path, progress: Progress) -> Mapping[str, Any]:
+        from export.bundle import admit
+
+        manifest = admit(candidate.path, out, gate, {path.name: path for path in sorted(report.iterdir())})
+        return {"files": len(manifest.files)}
+
+    inputs = {"candidate": candidate, "report": artifact(report)}
+    return Plan(Stage("bundle", "export.bundle", (), {}, inputs), work)
+
+
+def _exported_as(onnx: Path) -> tuple[Precision, Exporter]:
+    """How an ONNX directory was made, from its record."""
+    try:
+        settings = Export.model_validate(json.loads((onnx / RECORD).read_text(encoding="utf-8"))["config"])
+    except (OSError, ValueError, KeyError) as error:
+        raise UsageError(
+            f"{onnx} has no record of how it was exported; make it with `cockpit export`"
+        ) from error
+    return settings.precision, settings.exporter

@@ -1,1 +1,57 @@
-"""The device: a verified bundle in, text and checked function calls out; no torch."""
+"""The device: a verified bundle in, text and checked function calls out; no torch.
+
+::
+
+    assistant = runtime.load("bundle/", threads=2)
+    result = assistant.call("set the driver side to 22 degrees")
+    result.calls  # (Call(name="climate_set_temperature", arguments={"zone": "driver", "celsius": 22}),)
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from runtime.calls import Call
+from runtime.errors import (
+    BundleError,
+    CockpitError,
+    ConstraintError,
+    DataError,
+    InferenceError,
+    PromptError,
+    UsageError,
+)
+
+if TYPE_CHECKING:
+    from runtime.assistant import Answer, Assistant, CallResult, Timing, load
+    from runtime.sampling import Sampling
+
+__all__ = [
+    "Answer",
+    "Assistant",
+    "BundleError",
+    "Call",
+    "CallResult",
+    "CockpitError",
+    "ConstraintError",
+    "DataError",
+    "InferenceError",
+    "PromptError",
+    "Sampling",
+    "Timing",
+    "UsageError",
+    "load",
+]
+
+
+def __getattr__(name: str) -> object:
+    # Imported when asked for: the manifest, the reports and the errors must open without ONNX Runtime.
+    if name == "Sampling":
+        from runtime.sampling import Sampling
+
+        return Sampling
+    if name in __all__:
+        from runtime import assistant
+
+        return getattr(assistant, name)
+    raise AttributeError(f"module 'runtime' has no attribute {name!r}")

@@ -48,6 +48,22 @@ class Tool:
     arguments: Object
 
 
+def answer_form(template: str) -> AnswerForm:
+    """The chat template's own form of a call where it defines one, else a JSON array.
+
+    Raises:
+        DataError: the template writes calls in a form that is not known here.
+    """
+    if "tool_calls" not in template:
+        return "json"
+    if "<tool_call>" not in template:
+        raise DataError(
+            "the chat template writes tool calls in a form that is not known here; choose a base that "
+            "writes <tool_call> JSON </tool_call>, or one without tool calls"
+        )
+    return "hermes"
+
+
 def load_tools(path: Path) -> tuple[Tool, ...]:
     """Read a tools.json.
 

@@ -80,9 +80,14 @@ class Chat:
         presented = [_openai(tool) for tool in tools] or None
         try:
             text = self._template.render(
-                **self._special_names, messages=list(messages), tools=presented, add_generation_prompt=True
+                **self._special_names,
+                messages=list(messages),
+                tools=presented,
+                add_generation_prompt=True,
+                # A command is answered at once, by a model that could think aloud as well.
+                enable_thinking=False,
             )
-        except jinja2.TemplateError as error:
+        except (jinja2.TemplateError, TypeError, ValueError, LookupError, ArithmeticError) as error:
             raise PromptError(f"the chat template refuses this conversation: {error}") from error
         return self._encode(text)
 
@@ -106,11 +111,10 @@ class Chat:
         if not isinstance(role, str) or not isinstance(content, str):
             raise PromptError(f'"role" and "content" of message {index} must be strings')
         for spoken in (role, content):
-            try:
-                # Encoded rather than searched: the tokenizer alone decides what it takes for a token.
-                found = self._special.keys() & self._encode(spoken)
-            except UnicodeEncodeError as error:
-                raise PromptError(f"message {index} is not valid Unicode: {error.reason}") from error
+            if any("\ud800" <= character <= "\udfff" for character in spoken):
+                raise PromptError(f"message {index} is not valid Unicode; send whole characters")
+            # Encoded rather than searched: the tokenizer alone decides what it takes for a token.
+            found = self._special.keys() & self._encode(spoken)
             if found:
                 names = ", ".join(sorted(self._special[number] for number in found))
                 raise PromptError(f"message {index} contains the control token {names}; remove it")

@@ -157,7 +157,9 @@ def _at_least(bound: str) -> str:
 def _at_most(bound: str) -> str:
     """A regular expression for decimals without superfluous zeros that are `bound` or less."""
     whole, _, fraction = bound.partition(".")
-    ways = [bound, whole]
+    ways = [whole]
+    if fraction:
+        ways.append(rf"{whole}\.{fraction}")
     if len(whole) > 1:
         ways.append(rf"[0-9]{{1,{len(whole) - 1}}}(\.[0-9]+)?")
     for at, digit in enumerate(whole):

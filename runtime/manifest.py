@@ -24,6 +24,8 @@ from runtime.strict import parse_json, read_record
 
 FORMAT_VERSION = 1
 MANIFEST = "bundle.json"
+BUILD_RECORD = "stage.json"
+"""What a build leaves beside bundle.json about itself; no part of the bundle, and no reader opens it."""
 MOST_MANIFEST_BYTES = 4 << 20
 """A larger bundle.json is refused before it is read."""
 NEEDED_FILES = ("model.onnx", "tokenizer.json", "tokenizer_config.json", "chat_template.jinja", "tools.json")
@@ -202,7 +204,7 @@ def _read(directory: Path) -> str:
 
 
 def _present_files(directory: Path) -> tuple[dict[str, int], list[str]]:
-    """Every plain file below a directory but bundle.json, with its size; and what else is there."""
+    """Every plain file below a directory but those two, with its size; and what else is there."""
     sizes: dict[str, int] = {}
     found: list[str] = []
     for path in _walk(directory):
@@ -212,7 +214,7 @@ def _present_files(directory: Path) -> tuple[dict[str, int], list[str]]:
             found.append(f"{name} is a link; a bundle holds plain files only")
         elif not stat.S_ISREG(status.st_mode):
             found.append(f"{name} is not a plain file")
-        elif name != MANIFEST:
+        elif name not in (MANIFEST, BUILD_RECORD):
             sizes[name] = status.st_size
     return sizes, sorted(found)
 
@@ -267,4 +269,4 @@ def _inside(name: str) -> bool:
     """Whether a file name is relative, normal, portable, and not the manifest's own."""
     parts = name.split("/")
     odd = any(part in ("", ".", "..") for part in parts) or any(c in "\\:" or c < " " for c in name)
-    return not odd and name != MANIFEST
+    return not odd and name not in (MANIFEST, BUILD_RECORD)

@@ -4,10 +4,16 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 
 from runtime.calls import Tool, load_tools
+
+if TYPE_CHECKING:
+    from export.bundle import Description
+
+CONTEXT = 256
 
 SENTENCES = (
     "set the driver side to 22 degrees",
@@ -143,3 +149,38 @@ def tiny_tools_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def tiny_tools(tiny_tools_file: Path) -> tuple[Tool, ...]:
     """The same four tools, read."""
     return load_tools(tiny_tools_file)
+
+
+@pytest.fixture(scope="session")
+def tiny_exported(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The tiny checkpoint as a float32 graph with its tokenizer, as an export stage leaves it."""
+    from export.checkpoint import export_checkpoint
+
+    folder = tmp_path_factory.mktemp("tiny_exported")
+    export_checkpoint(tiny_checkpoint, folder, "fp32", 32, CONTEXT, lambda what, done, total: None)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tiny_bundle(tiny_exported: Path, tiny_tools_file: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A candidate bundle of the tiny checkpoint. Shared: copy it before changing it."""
+    from export.bundle import package
+
+    out = tmp_path_factory.mktemp("tiny_bundle") / "bundle"
+    package(tiny_exported, out, tiny_tools_file, description())
+    return out
+
+
+def description() -> Description:
+    """What the tiny bundle says of itself."""
+    from export.bundle import Description
+    from runtime.manifest import Lineage
+
+    return Description(
+        name="tiny",
+        precision="fp32",
+        exporter="graph",
+        lineage=Lineage("0" * 64, None, None, {"train": {"r": 2}}, {"onnx": "1.23"}),
+        system="Turn the request into vehicle function calls.",
+        form="json",
+    )

@@ -15,6 +15,7 @@ from typing import Literal, cast, get_args
 from runtime.calls import Call, parse_calls
 from runtime.errors import DataError
 from runtime.schema import JSONValue
+from runtime.strict import parse_json
 
 Language = Literal["en", "zh"]
 
@@ -86,8 +87,8 @@ def _fields(record: Record) -> dict[str, object]:
 
 def _record(line: str, where: str, fallback_id: str) -> Record:
     try:
-        value: JSONValue = json.loads(line)
-    except (json.JSONDecodeError, RecursionError) as error:
+        value: JSONValue = parse_json(line)
+    except ValueError as error:
         raise DataError(f"{where}: not valid JSON: {error}") from error
     if not isinstance(value, dict):
         raise DataError(f"{where}: a record is a JSON object, not {line.strip():.60}")
@@ -157,11 +158,13 @@ def _calls(value: JSONValue, where: str) -> tuple[Call, ...]:
 def _call(value: JSONValue, where: str) -> Call:
     if not isinstance(value, dict):
         raise DataError(f'{where} must be an object of "name" and "arguments"')
+    if unknown := sorted(set(value) - {"name", "arguments"}):
+        raise DataError(f'{where}: unknown field "{unknown[0]}"; a call has "name" and "arguments"')
     arguments = value.get("arguments")
     if isinstance(arguments, str):
         try:
-            arguments = cast(JSONValue, json.loads(arguments))
-        except (json.JSONDecodeError, RecursionError) as error:
+            arguments = cast(JSONValue, parse_json(arguments))
+        except ValueError as error:
             raise DataError(f'{where} "arguments" is not valid JSON: {error}') from error
     if not isinstance(arguments, dict):
         raise DataError(f'{where} "arguments" must be an object')

@@ -14,24 +14,26 @@ from runtime.errors import DataError
 Split = Literal["train", "validation", "test"]
 SPLITS: tuple[Split, ...] = ("train", "validation", "test")
 
+_VALIDATION_SHARE = 0.1
 _TEST_SHARE = 0.2
 
 
 def assign(families: int, seed: int, group: str) -> tuple[Split, ...]:
-    """The split of each of a group's families: one for validation, a fifth (at least one) for test.
+    """The split of each of a group's families: a tenth for validation, a fifth for test, at least one each.
 
     A group is all families of one function in one language, so that every function is in every split.
-    The draw decides, not the author of the templates.
+    A draw decides, not the author of the templates.
 
     Raises:
         ValueError: there are fewer than three families.
     """
     if families < 3:
         raise ValueError(f"{group} has {families} template families; three splits need at least three")
-    held_out = max(1, round(families * _TEST_SHARE))
-    splits: list[Split] = ["validation"]
-    splits += ["test"] * held_out
-    splits += ["train"] * (families - held_out - 1)
+    validation = max(1, round(families * _VALIDATION_SHARE))
+    test = max(1, round(families * _TEST_SHARE))
+    splits: list[Split] = ["train"] * (families - validation - test)
+    splits += ["validation"] * validation
+    splits += ["test"] * test
     random.Random(f"{seed}/{group}").shuffle(splits)
     return tuple(splits)
 

@@ -13,7 +13,7 @@ from pipeline.evidence.report.html import draw
 from pipeline.evidence.report.junit import junit
 from pipeline.stage import RECORD, Artifact
 from runtime.errors import GateError
-from runtime.manifest import read_manifest
+from runtime.manifest import verify
 from runtime.report import (
     SCHEMA_VERSION,
     GateReport,
@@ -41,7 +41,7 @@ def assemble(evidence: Path, bundle: Path, gate: Gate, made: Mapping[str, Artifa
     parity = from_json(ParityReport, (evidence / "parity.json").read_text(encoding="utf-8"))
     task = from_json(TaskReport, (evidence / "task.json").read_text(encoding="utf-8"))
     latency = from_json(LatencyReport, (evidence / "latency.json").read_text(encoding="utf-8"))
-    manifest = read_manifest(bundle)
+    manifest = verify(bundle)
     return Report(
         schema_version=SCHEMA_VERSION,
         name=manifest.name,
@@ -77,8 +77,8 @@ def refuse_unless_passed(gate: GateReport, folder: Path) -> None:
         return
     missed = [check for check in gate.checks if check.verdict != "pass"]
     listed = "; ".join(
-        f"{check.name} ({check.subject}): {_figure(check.value)}, allowed {check.direction} {check.threshold:g}, "
-        f"{check.reason}"
+        f"{check.name} ({check.subject}): {_figure(check.value)}, "
+        f"allowed {check.direction} {check.threshold:g}, {check.reason}"
         for check in missed
     )
     raise GateError(

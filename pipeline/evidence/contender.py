@@ -15,6 +15,8 @@ from pathlib import Path
 
 import numpy as np
 
+from runtime.bench import peak_bytes
+
 Step = Callable[[Sequence[int]], int]
 """Append tokens to the conversation; the most probable next token."""
 
@@ -32,10 +34,9 @@ def _torch(threads: int, path: Path, adapter: Path | None) -> tuple[Callable[[],
     from transformers import AutoModelForCausalLM
 
     torch.set_num_threads(threads)
-    model = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32, local_files_only=True)
-    if adapter is not None:
-        model = PeftModel.from_pretrained(model, adapter)
-    model.eval()
+    merged = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32, local_files_only=True)
+    model = merged if adapter is None else PeftModel.from_pretrained(merged, adapter)
+    model.train(False)
     cache: list[object] = []
 
     @torch.inference_mode()
@@ -46,18 +47,6 @@ def _torch(threads: int, path: Path, adapter: Path | None) -> tuple[Callable[[],
         return int(out.logits[0, -1].argmax())
 
     return cache.clear, step
-
-
-def peak_bytes() -> int:
-    """Largest resident set of this process since it started its program.
-
-    Read from the kernel's own high-water mark: `getrusage` would still count the parent's pages from
-    before the program was started.
-    """
-    for line in Path("/proc/self/status").read_text(encoding="ascii").splitlines():
-        if line.startswith("VmHWM:"):
-            return int(line.split()[1]) * 1024
-    raise OSError("this kernel reports no VmHWM")
 
 
 def _measure(reset: Callable[[], None], step: Step, prompt_tokens: int, new_tokens: int) -> dict[str, object]:

@@ -89,7 +89,9 @@ def _on_records(
     records: Sequence[Record],
     progress: Progress,
 ) -> tuple[ParityReport, TaskReport]:
-    examples = [render(record, tokenizer, assistant.tools, assistant.system) for record in records]
+    examples = [
+        render(record, tokenizer, assistant.tools, assistant.manifest.prompt.system) for record in records
+    ]
     conversations = _conversations(records[: settings.conversations], examples[: settings.conversations])
     total = len(conversations)
     comparison = compare(
@@ -128,7 +130,7 @@ def _rendering(
     different = [
         record.utterance
         for record, example in zip(records, examples, strict=True)
-        if tuple(assistant.prompt(assistant.messages(record.utterance))) != example.prompt
+        if tuple(assistant.prompt(record.utterance)) != example.prompt
     ]
     return RenderingCheck(len(records), len(different), different[0] if different else "")
 
@@ -144,11 +146,11 @@ def _task(
 ) -> TaskReport:
     prompts, total = [example.prompt for example in examples], len(examples)
 
-    opening = _OPENING[assistant.form]
+    opening = _OPENING[assistant.manifest.prompt.form]
 
     def hopeless(answer: Sequence[int]) -> bool:
         # A list of calls has one opening: an answer that begins otherwise is wrong, however it goes on.
-        text = str(tokenizer.decode(answer)).lstrip()
+        text = str(tokenizer.decode(list(answer))).lstrip()
         return not (text.startswith(opening) or opening.startswith(text))
 
     def answered(name: str, adapter: bool) -> list[Reply]:
@@ -172,7 +174,7 @@ def _task(
 def _reply(text: str, assistant: Assistant) -> Reply:
     """An answer's calls, where they parse and satisfy the tools' schemas."""
     try:
-        calls = parse_calls(text, assistant.form)
+        calls = parse_calls(text, assistant.manifest.prompt.form)
         for call in calls:
             check_call(call, assistant.tools)
     except DataError:
@@ -182,8 +184,8 @@ def _reply(text: str, assistant: Assistant) -> Reply:
 
 def _asked(assistant: Assistant, utterance: str, max_new_tokens: int) -> Reply:
     """The bundle's answer as a car would get it: constrained to the tools' grammar."""
-    result = assistant.call(utterance, max_new_tokens=max_new_tokens)
-    return Reply(result.text, result.calls)
+    answer = assistant.answer(utterance, max_new_tokens)
+    return _reply(answer.text, assistant) if answer.complete else Reply(answer.text, None)
 
 
 def _question(record: Record, assistant: Assistant) -> Question:
@@ -194,7 +196,7 @@ def _question(record: Record, assistant: Assistant) -> Question:
         language=record.lang,
         domain="refusal" if not domains else "several" if len(domains) > 1 else domains.pop(),
         calls=record.calls,
-        text=call_text(record.calls, assistant.tools, assistant.form),
+        text=call_text(record.calls, assistant.tools, assistant.manifest.prompt.form),
     )
 
 

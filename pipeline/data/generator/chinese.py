@@ -356,7 +356,7 @@ REFUSALS: Final[tuple[Template, ...]] = (
     say("我(想|要)(买|订){none:goods}"),
     say("{none:goods}(多少钱|贵不贵|在哪里买)"),
     say("能不能(订|买|点){none:goods}"),
-    order("{none:chore}"),
+    order("(去|来|先){none:chore}"),
     say("能不能(帮我|替我){none:chore}"),
     say("(提醒我|教我){none:chore}"),
     say("我(没时间|不想){none:chore}"),

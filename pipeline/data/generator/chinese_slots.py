@@ -82,7 +82,6 @@ SLOTS: Final[Mapping[str, Slot]] = {
     "state": Closed({True: ("打开", "开起来", "开着"), False: ("关掉", "关上", "关了")}),
     "want": Closed({True: ("我要", "我想要", "我需要"), False: ("我不要", "我不需要", "不用")}),
     "pane": Closed({"front": ("前挡风玻璃", "前挡", "前窗"), "rear": ("后挡风玻璃", "后挡", "后窗")}),
-    "front": Closed({"front": ("前", "前面"), "rear": ("后", "后面")}),
     # windows
     "window": Closed(
         {

@@ -35,7 +35,7 @@ TEMPLATES: Final[tuple[Template, ...]] = (
     say("how much (is|are|does one pay for) {none:goods}[?]"),
     say("where can I (buy|order|book) {none:goods}[?]"),
     order("(reserve|purchase) {none:goods} (online|for tonight|for tomorrow)"),
-    order("{none:chore} [for me] [today|now]"),
+    order("{none:chore} (for me|today|tonight|before noon)"),
     say("(can|could|would) you {none:chore} [for me][?]"),
     say("I (need|want|would like) you to {none:chore}"),
     say("(help me|remind me to|don't let me forget to) {none:chore}"),

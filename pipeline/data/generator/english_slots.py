@@ -292,8 +292,8 @@ SLOTS: Final[Mapping[str, Slot]] = {
     "avoid": Closed(
         {
             "tolls": ("toll roads", "tolls", "toll booths"),
-            "highways": ("highways", "the highway", "motorways"),
-            "ferries": ("ferries", "the ferry", "ferry crossings"),
+            "highways": ("highways", "freeways", "motorways"),
+            "ferries": ("ferries", "ferry boats", "ferry crossings"),
         }
     ),
     # phone
@@ -308,7 +308,7 @@ SLOTS: Final[Mapping[str, Slot]] = {
         }
     ),
     # lights
-    "headlights": Closed({"low": ("on",), "off": ("off",), "auto": ("to automatic", "to auto")}),
+    "headlights": Closed({"low": ("on",), "off": ("off",)}),
     "beam": Closed(
         {"high": ("high beams", "high beam", "full beam"), "low": ("low beams", "low beam", "dipped beam")}
     ),
@@ -321,8 +321,14 @@ SLOTS: Final[Mapping[str, Slot]] = {
         }
     ),
     "color": Closed(
-        {color: (color,) for color in ("red", "blue", "green", "white", "orange")}
-        | {"purple": ("purple", "violet")}
+        {
+            "red": ("red",),
+            "blue": ("blue",),
+            "green": ("green",),
+            "white": ("white",),
+            "purple": ("purple", "violet"),
+            "orange": ("orange",),
+        }
     ),
     # driving
     "mode": Closed(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import random
+from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
@@ -27,8 +28,8 @@ REFUSAL_SHARE: Final = 0.09
 COMPOUND_SHARE: Final = 0.12
 THREE_CALLS_SHARE: Final = 0.2
 """Of compound utterances, how many have three calls."""
-_PATIENCE = 2000
-"""Draws in a row that give nothing new before the grammar counts as exhausted."""
+_PATIENCE = 500
+"""Draws in a row that give nothing new before a family counts as exhausted."""
 
 
 @dataclass(frozen=True)
@@ -65,16 +66,7 @@ ENGLISH: Final = Grammar(
     english_refusals.TEMPLATES,
     english_slots.SLOTS,
     Manner(
-        before=(
-            "please ",
-            "can you ",
-            "could you ",
-            "can you please ",
-            "hey, ",
-            "would you ",
-            "I want you to ",
-            "now ",
-        ),
+        before=("please ", "hey, ", "now ", "okay, ", "hey car, ", "alright, ", "listen, ", "quick, "),
         after=(" please", " for me", " now", ", thanks", ", thank you"),
         joins=(" and ", " and then ", ", then ", " and also ", ", and ", " and please "),
         comma=", ",
@@ -188,7 +180,12 @@ def _in_language(
         (count - refusals - compounds, drawer.singles()),
     ):
         for _ in range(wanted):
-            clauses, utterance = next(draws)
+            drawn = next(draws, None)
+            if drawn is None:
+                raise DataError(
+                    f"the {language} {split} grammar has nothing new to say; ask for fewer examples"
+                )
+            clauses, utterance = drawn
             calls = tuple(call for clause in clauses for call in clause.call)
             for call in calls:
                 check_call(call, tools)
@@ -200,6 +197,10 @@ def _in_language(
                 family="+".join(clause.family.name for clause in clauses),
                 template=" + ".join(clause.sentence.masked for clause in clauses),
             )
+
+
+Drawn = tuple[tuple[Clause, ...], str]
+"""An utterance, after the clauses that it is made of."""
 
 
 class _Drawer:
@@ -219,22 +220,21 @@ class _Drawer:
         self._training = training
         self._said: set[str] = set()
 
-    def refusals(self) -> Iterator[tuple[tuple[Clause, ...], str]]:
+    def refusals(self) -> Iterator[Drawn]:
         """Requests that no function serves, each family in turn."""
-        for family in itertools.cycle(self._families[None]):
-            yield self._unsaid([(family,)])
+        return self._in_turn([[(family,)] for family in self._families[None]])
 
-    def singles(self) -> Iterator[tuple[tuple[Clause, ...], str]]:
+    def singles(self) -> Iterator[Drawn]:
         """One call: each function in turn, and of each function each family in turn."""
-        functions = [function for function in self._families if function is not None]
-        for turn in itertools.count():
-            for function in functions:
-                of_function = self._families[function]
-                yield self._unsaid(
-                    [(of_function[(turn + shift) % len(of_function)],) for shift in range(len(of_function))]
-                )
+        return self._in_turn(
+            [
+                [(family,) for family in of_function]
+                for function, of_function in self._families.items()
+                if function is not None
+            ]
+        )
 
-    def compounds(self) -> Iterator[tuple[tuple[Clause, ...], str]]:
+    def compounds(self) -> Iterator[Drawn]:
         """Two or three imperative clauses that call different functions."""
         clauses = {
             function: [family for family in of_function if family.template.clause]
@@ -243,26 +243,36 @@ class _Drawer:
         }
         functions = [function for function, of_function in clauses.items() if of_function]
         while True:
-            size = 3 if self._rng.random() < THREE_CALLS_SHARE else 2
-            chosen = self._rng.sample(functions, size)
-            yield self._unsaid([tuple(self._rng.choice(clauses[function]) for function in chosen)])
+            chosen = self._rng.sample(functions, 3 if self._rng.random() < THREE_CALLS_SHARE else 2)
+            drawn = self._unsaid(tuple(self._rng.choice(clauses[function]) for function in chosen))
+            if drawn is not None:
+                yield drawn
 
-    def _unsaid(self, choices: Sequence[tuple[Family, ...]]) -> tuple[tuple[Clause, ...], str]:
-        """An utterance not drawn before, of the first choice of families that still has one."""
-        for chosen in choices:
-            for _ in range(_PATIENCE // len(choices)):
-                clauses = tuple(
-                    Clause(
-                        family, draw(family.template, self._grammar.slots, self._rng, training=self._training)
-                    )
-                    for family in chosen
-                )
-                utterance = self._utter(clauses)
-                if utterance.casefold() not in self._said:
-                    self._said.add(utterance.casefold())
-                    return clauses, utterance
-        names = ", ".join(family.name for chosen in choices for family in chosen)
-        raise DataError(f"the grammar has nothing new to say with {names}; ask for fewer examples")
+    def _in_turn(self, groups: Sequence[Sequence[tuple[Family, ...]]]) -> Iterator[Drawn]:
+        """One utterance of each group in turn; a group's members take turns too, until they have said all."""
+        left = [deque(group) for group in groups]
+        while left := [group for group in left if group]:
+            for group in left:
+                while group:
+                    drawn = self._unsaid(group[0])
+                    if drawn is not None:
+                        group.rotate(-1)
+                        yield drawn
+                        break
+                    group.popleft()
+
+    def _unsaid(self, families: tuple[Family, ...]) -> Drawn | None:
+        """An utterance not drawn before, a clause from each family; None when there seems to be none left."""
+        for _ in range(_PATIENCE):
+            clauses = tuple(
+                Clause(family, draw(family.template, self._grammar.slots, self._rng, training=self._training))
+                for family in families
+            )
+            utterance = self._utter(clauses)
+            if utterance.casefold() not in self._said:
+                self._said.add(utterance.casefold())
+                return clauses, utterance
+        return None
 
     def _utter(self, clauses: tuple[Clause, ...]) -> str:
         """The clauses joined, politely or not, as written or as transcribed speech."""

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from pipeline.evidence.report import figures
-from pipeline.evidence.report.words import NAMES, WORDS, Language, name, say
+from pipeline.evidence.report.words import WORDS, Language, say
 from runtime.report import Check, Comparison, Estimate, Report, Verdict
 
 
@@ -55,15 +55,15 @@ def _label(language: Language, check: Check, about: dict[str, Iterator[str]]) ->
 
 def _line(report: Report, language: Language, check: Check, label: str) -> Line:
     figure, interval = figures.check_figure(check), figures.check_interval(check)
-    threshold = figures.of_check(check, check.threshold)
+    threshold = figures.check_threshold(check)
     reason = _reason(report, language, check)
-    with_interval = f"{figure} ({interval})" if interval else figure
+    with_interval = say(language, "with interval", figure, interval) if interval else figure
     if check.name == "rendering":
         sentence = say(language, "sentence.rendering", label, reason)
     elif check.value is None:
         sentence = say(language, "sentence.unmeasured", label)
     elif check.verdict == "inconclusive":
-        sentence = say(language, "sentence.straddles", label, with_interval, threshold)
+        sentence = say(language, "sentence.inconclusive", label, with_interval, threshold, reason)
     else:
         sentence = say(language, f"sentence.{check.direction}", label, with_interval, threshold)
     return Line(
@@ -79,6 +79,8 @@ def _line(report: Report, language: Language, check: Check, label: str) -> Line:
 
 
 def _reason(report: Report, language: Language, check: Check) -> str:
+    if f"check.{check.name}" not in WORDS:
+        return check.reason
     if check.name == "rendering":
         rendering = report.parity.rendering
         values = {
@@ -89,6 +91,11 @@ def _reason(report: Report, language: Language, check: Check) -> str:
         return say(language, f"reason.rendering.{check.verdict}", *values)
     if check.value is None:
         return say(language, "reason.unmeasured")
+    if check.verdict == "inconclusive":
+        wanted = figures.samples_wanted(check)
+        if wanted is None:
+            return say(language, "reason.on_threshold")
+        return say(language, "reason.inconclusive", wanted)
     return say(language, f"reason.{check.verdict}")
 
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import re
+import unicodedata
 from collections.abc import Callable
 
 from runtime.report import Check, Estimate
@@ -12,11 +14,11 @@ _SUPERSCRIPTS = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
 
 def number(value: float) -> str:
     """A bare figure: `0.0312`, `3.1×10⁻⁵`."""
-    if not math.isfinite(value):
-        return "NaN" if math.isnan(value) else "∞" if value > 0 else "−∞"
     if value == 0:
         return "0"
-    if 1e-3 <= abs(value) < 1e4:
+    if 1e4 <= abs(value) < 1e9:
+        text = f"{value:,.0f}"
+    elif 1e-3 <= abs(value) < 1e4:
         digits = max(0, 2 - math.floor(math.log10(abs(value))))
         text = f"{value:.{digits}f}"
     else:
@@ -25,47 +27,60 @@ def number(value: float) -> str:
     return text.replace("-", "−")
 
 
+def power(value: float) -> str:
+    """A power of ten as an axis shows it: `10⁻⁶`, `0.01`, `1`, `100`."""
+    exponent = round(math.log10(value))
+    return f"{value:g}" if exponent >= -2 else f"10{str(exponent).translate(_SUPERSCRIPTS)}"
+
+
+def printable(text: str) -> str:
+    """A text from elsewhere without what steers a terminal or is not allowed in XML."""
+    return "".join("\ufffd" if _is_control(letter) else letter for letter in text)
+
+
+def _is_control(letter: str) -> bool:
+    if letter in "\t\n":
+        return False
+    return unicodedata.category(letter) in ("Cc", "Cs") or letter in "\ufffe\uffff"
+
+
+def plain(text: str) -> str:
+    """A figure that was chosen, not measured: without zeros at its end."""
+    return re.sub(r"(\.\d*?)0+(?!\d)", lambda found: found[1].removesuffix("."), text)
+
+
 def share(value: float) -> str:
     """A share between 0 and 1 in percent; only a whole share reads 100 %, and only none reads 0 %."""
-    if not math.isfinite(value) or value in (0, 1):
-        return f"{number(100 * value)} %" if value != 1 else "100 %"
     percent = 100 * value
+    if percent in (0, 100):
+        return f"{percent:.0f}\u00a0%"
     if 0.05 <= percent < 99.95:
-        return f"{percent:.1f} %"
-    return f"{min(max(percent, 0.01), 99.99):.2f} %"
+        return f"{percent:.1f}\u00a0%"
+    return f"{min(max(percent, 0.01), 99.99):.2f}\u00a0%"
 
 
 def points(value: float) -> str:
-    """A difference of shares, in percentage points with a sign."""
-    if not math.isfinite(value):
-        return f"{number(value)} pp"
-    return f"{100 * value:+.1f} pp".replace("-", "−")
-
-
-def points(value: float) -> str:
-    """A difference of shares, in percentage points with a sign."""
-    if not math.isfinite(value):
-        return number(value)
-    return f"{100 * value:+.1f}".replace("-", "−") if round(100 * value, 1) else "0.0"
+    """A difference of shares, in percentage points."""
+    return f"{100 * value:.1f}\u00a0pp".replace("-", "−")
 
 
 def milliseconds(value: float) -> str:
     """A time given in milliseconds."""
-    return f"{number(value)} ms" if value < 1000 else f"{number(value / 1000)} s"
+    return f"{number(value)}\u00a0ms" if value < 1000 else f"{number(value / 1000)}\u00a0s"
 
 
 def size(value: float) -> str:
     """A number of bytes, in powers of 1000."""
     for unit in ("B", "kB", "MB", "GB"):
         if abs(value) < 1000:
-            return f"{number(value) if unit != 'B' else round(value)} {unit}"
+            return f"{number(value) if unit != 'B' else round(value)}\u00a0{unit}"
         value /= 1000
-    return f"{number(value)} TB"
+    return f"{number(value)}\u00a0TB"
 
 
 def times(value: float) -> str:
     """A ratio: `0.31×`."""
-    return f"{value:.2f}×" if math.isfinite(value) and value >= 0.01 else f"{number(value)}×"
+    return f"{value:.2f}×" if value >= 0.01 else f"{number(value)}×"
 
 
 def interval(estimate: Estimate, unit: Callable[[float], str]) -> str:
@@ -76,7 +91,7 @@ def interval(estimate: Estimate, unit: Callable[[float], str]) -> str:
 def between(low: str, high: str) -> str:
     """Two figures of one unit as a range."""
     unit = high.lstrip("+−0123456789.")
-    return f"{low.removesuffix(unit)} – {high}" if unit in (" %", " pp", "×") else f"{low} – {high}"
+    return f"{low.removesuffix(unit)} – {high}" if unit in ("\u00a0%", "\u00a0pp", "×") else f"{low} – {high}"
 
 
 def of_check(check: Check, value: float) -> str:
@@ -94,9 +109,19 @@ def of_check(check: Check, value: float) -> str:
             return number(value)
 
 
+def check_threshold(check: Check) -> str:
+    """A check's threshold."""
+    return plain(of_check(check, check.threshold))
+
+
 def check_figure(check: Check) -> str:
-    """A check's figure, or a dash when nothing was measured."""
-    return "—" if check.value is None else of_check(check, check.value)
+    """A check's figure, or a dash when nothing was measured; `> 1.00×` is a threshold barely missed."""
+    if check.value is None:
+        return "—"
+    text = of_check(check, check.value)
+    if text != of_check(check, check.threshold) or check.value == check.threshold:
+        return text
+    return f"{'>' if check.value > check.threshold else '<'} {text}"
 
 
 def check_interval(check: Check) -> str:
@@ -104,6 +129,17 @@ def check_interval(check: Check) -> str:
     if check.low is None or check.high is None:
         return ""
     return between(of_check(check, check.low), of_check(check, check.high))
+
+
+def samples_wanted(check: Check) -> int | None:
+    """How many times the sample would settle an inconclusive check: the interval narrows with its root.
+
+    None when no number can be told, because the figure lies on the threshold.
+    """
+    if check.value is None or check.low is None or check.high is None or check.value == check.threshold:
+        return None
+    half_width, distance = (check.high - check.low) / 2, abs(check.threshold - check.value)
+    return math.ceil((half_width / distance) ** 2)
 
 
 def budget_used(check: Check) -> Estimate | None:
@@ -119,6 +155,6 @@ def budget_used(check: Check) -> Estimate | None:
         allowed, used = check.threshold, (check.value, low, high)
     else:
         allowed, used = 1 - check.threshold, (1 - check.value, 1 - high, 1 - low)
-    if allowed <= 0 or not all(map(math.isfinite, used)):
+    if allowed <= 0:
         return None
     return Estimate(*(max(0.0, part / allowed) for part in used))

@@ -29,19 +29,18 @@ WORDS: Mapping[str, tuple[str, str]] = {
         "No check failed, but {} of {} are undecided, and undecided does not pass.",
         "没有检查失败，但 {1} 项中有 {0} 项尚无定论；无定论不等于通过。",
     ),
-    "summary.also": ("{} more are undecided.", "另有 {} 项尚无定论。"),
+    "summary.fail.undecided": (
+        "{} of {} checks failed, and {} could not be decided.",
+        "{1} 项检查中有 {0} 项未通过，另有 {2} 项尚无定论。",
+    ),
     "summary.guilty": (
         "The way breaks at “{}”, measured against “{}”.",
         "问题出在“{}”这一步（与“{}”相比）。",
     ),
     # The figures below the banner
-    "key.accuracy": ("Exact calls", "调用完全正确"),
     "key.accuracy.note": ("unmerged {}, base {}", "未合并 {}，基座 {}"),
-    "key.kl": ("Mean KL", "平均 KL"),
     "key.kl.note": ("nats a position, 99 % below {}", "奈特/位置，99 % 低于 {}"),
-    "key.token": ("Time per token", "每词元耗时"),
     "key.token.note": ("{} the unmerged model’s, behind {} tokens", "为未合并模型的 {}，前文 {} 个词元"),
-    "key.memory": ("Peak memory", "内存峰值"),
     "key.memory.note": ("loads in {}", "加载耗时 {}"),
     # Sections
     "way": ("From the unmerged model to the bundle", "从未合并模型到部署包"),
@@ -51,7 +50,7 @@ WORDS: Mapping[str, tuple[str, str]] = {
         "每个方框是模型的一种形态，与其所注的形态相比。红色标出首个差异超过部署包允许总量的形态。",
     ),
     "origin": ("the model that was trained", "训练所得的模型"),
-    "against": ("against {}", "对比{}"),
+    "against": ("against {}", "对比：{}"),
     "guilty": ("breaks here", "问题在此"),
     "gates": ("Checks", "检查"),
     "gates.note": (
@@ -78,10 +77,13 @@ WORDS: Mapping[str, tuple[str, str]] = {
     "conversations": ("Conversations", "对话数"),
     "error": ("Largest error", "最大误差"),
     "error.rms": ("RMS error", "均方根误差"),
+    "short.kl": ("KL", "KL"),
+    "short.error": ("error", "误差"),
+    "short.top1": ("agree", "一致"),
     "error.relative": ("Largest, relative", "最大相对误差"),
     "error.rms_relative": ("RMS, relative", "均方根相对误差"),
     "kl.mean": ("Mean KL", "平均 KL"),
-    "kl.p99": ("KL, 99 %", "KL，99 %"),
+    "kl.p99": ("KL, 99 %", "KL 的 99 % 分位"),
     "kl.max": ("Largest KL", "最大 KL"),
     "top1": ("Same first token", "首选词元一致"),
     "top5": ("Top-5 overlap", "前五重合度"),
@@ -124,21 +126,26 @@ WORDS: Mapping[str, tuple[str, str]] = {
     "verdict.inconclusive": ("undecided", "无定论"),
     "reason.pass": ("within the threshold", "在阈值之内"),
     "reason.fail": ("beyond the threshold", "超出阈值"),
-    "reason.inconclusive": ("the interval straddles the threshold", "区间跨越阈值"),
+    "reason.inconclusive": (
+        "the interval straddles the threshold; about {} times the sample would settle it",
+        "区间跨越阈值；约 {} 倍的样本可得定论",
+    ),
+    "reason.on_threshold": (
+        "the interval straddles the threshold; a larger sample would settle it",
+        "区间跨越阈值；更大的样本可得定论",
+    ),
     "reason.unmeasured": ("not measured", "未测量"),
     "reason.rendering.pass": ("all {} prompts have the same token ids", "{} 条提示的词元编号全部一致"),
     "reason.rendering.fail": ("{} of {} prompts differ, first: {}", "{1} 条提示中有 {0} 条不一致，首条：{2}"),
     "reason.rendering.inconclusive": ("no prompt was compared", "未比较任何提示"),
     "at most": ("at most {}", "至多 {}"),
     "at least": ("at least {}", "至少 {}"),
+    "with interval": ("{} ({})", "{}（{}）"),
     "sentence.at most": ("{}: {}; at most {} is allowed.", "{}：{}，上限为 {}。"),
     "sentence.at least": ("{}: {}; at least {} is required.", "{}：{}，下限为 {}。"),
     "sentence.unmeasured": ("{}: not measured.", "{}：未测量。"),
     "sentence.rendering": ("{}: {}.", "{}：{}。"),
-    "sentence.straddles": (
-        "{}: {}; the interval straddles the threshold of {}.",
-        "{}：{}，区间跨越阈值 {}。",
-    ),
+    "sentence.inconclusive": ("{}: {}, threshold {}; {}.", "{}：{}，阈值 {}；{}。"),
     # Checks, by their names in the config
     "check.rendering": ("Token ids of prompts on the device", "设备端提示的词元编号"),
     "check.max_relative_error": ("Largest logit error, relative", "logit 最大相对误差"),
@@ -158,10 +165,11 @@ WORDS: Mapping[str, tuple[str, str]] = {
     "rewind": ("rewound and refilled", "回退后重填"),
     # Charts and the text around them
     "chart.budget": ("{} of what is allowed", "已用允许量的 {}"),
-    "chart.steps": ("KL of each form", "各形态的 KL"),
-    "chart.steps.note": (
-        "Mean with its interval (dot), 99 % (tick) and largest (line end), in nats. Dashed: allowed mean and 99 %.",
-        "平均值及区间（点）、99 % 分位（短线）与最大值（线端），单位奈特。虚线：平均值与 99 % 分位的上限。",
+    "chart.forms": ("KL of each form", "各形态的 KL"),
+    "chart.forms.note": (
+        "Mean with its interval (dot), 99 % (tick) and largest (line end), in nats."
+        " Dashed: what the bundle is allowed.",
+        "平均值及区间（点）、99 % 分位（短线）与最大值（线端），单位奈特。虚线：部署包的上限。",
     ),
     "chart.kl": ("KL of the bundle, position by position", "部署包逐位置的 KL"),
     "chart.kl.note": (
@@ -170,7 +178,8 @@ WORDS: Mapping[str, tuple[str, str]] = {
     ),
     "chart.agreement": ("Same most probable token", "最可能词元一致"),
     "chart.agreement.note": (
-        "Share of positions with its interval; near ties (margin under {} logits) count as equal. Dashed: required.",
+        "Share of positions with its interval; near ties (margin under {} logits) count as equal."
+        " Dashed: required.",
         "位置占比及区间；近似平局（差距小于 {} logit）算一致。虚线：下限。",
     ),
     "chart.accuracy": ("Exact calls", "调用完全正确"),
@@ -180,15 +189,19 @@ WORDS: Mapping[str, tuple[str, str]] = {
     ),
     "chart.domain": ("By domain", "按领域"),
     "chart.latency.note": (
-        "Bar: median. Whisker: to 99 %, tick at 95 %. Below it: ratio to the unmerged model, with its interval.",
-        "条形：中位数。须线：至 99 %，短线为 95 %。其下：与未合并模型之比及区间。",
+        "Bar: median. Whisker: to 99 %, tick at 95 %."
+        " In small: ratio to the unmerged model, with its interval.",
+        "条形：中位数。须线：至 99 %，短线为 95 %。小字：与未合并模型之比及区间。",
     ),
     "chart.cache": ("One prefill, or another way through the cache", "一次预填充，或以其他方式经过缓存"),
     "chart.cache.note": (
         "Largest logit difference to one prefill of the same tokens, relative.",
         "与同一词元序列一次预填充相比的最大 logit 相对差。",
     ),
+    "below": ("KL up to", "KL 不超过"),
     "mean": ("mean", "平均"),
+    "p50": ("50 %", "50 %"),
+    "p95": ("95 %", "95 %"),
     "p99": ("99 %", "99 %"),
     "behind": ("behind {} tokens", "前文 {} 个词元"),
     "paired": (

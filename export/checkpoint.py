@@ -1,0 +1,58 @@
+"""A checkpoint → everything a bundle needs of it: graphs, weights, tokenizer, genai_config.json."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from export.architecture import read_architecture, read_config
+from export.genai import Decoder, write_genai_config
+from export.graph import Precision, Progress, write_graph
+from export.tokenizer import copy_tokenizer, read_special_tokens
+from runtime.errors import ExportError
+
+
+def export_checkpoint(
+    checkpoint: Path, out: Path, precision: Precision, block_size: int, context: int, progress: Progress
+) -> Mapping[str, int | str]:
+    """Export a supported checkpoint into an empty directory.
+
+    Args:
+        checkpoint: a Hugging Face folder with safetensors and a fast tokenizer.
+        out: an existing, empty directory.
+        precision: fp16 is of weights and activations; int8 and int4 of weights.
+        block_size: weights that share a scale (int8, int4).
+        context: longest sequence in tokens.
+        progress: hears what is done, how much of it, and of how much.
+
+    Returns:
+        What the export's record says of itself; sizes in bytes.
+
+    Raises:
+        CheckpointError: the checkpoint is damaged or incomplete.
+        ExportError: the checkpoint cannot be expressed, `out` holds something, or the disk refuses.
+    """
+    if any(out.iterdir()):
+        raise ExportError(f"{out} is not empty: export into a new directory")
+    architecture = read_architecture(checkpoint)
+    tokens = read_special_tokens(checkpoint)
+    copy_tokenizer(checkpoint, out, architecture.vocabulary)
+    decoder = Decoder(
+        model_type=str(read_config(checkpoint).get("model_type")),
+        context=context,
+        vocabulary=architecture.vocabulary,
+        layers=architecture.layers,
+        hidden=architecture.hidden,
+        heads=architecture.heads,
+        kv_heads=architecture.kv_heads,
+        head_dim=architecture.head_dim,
+        shared_cache=True,
+    )
+    write_genai_config(decoder, tokens, out)
+    write_graph(checkpoint, out, precision, block_size, context, progress)
+    return {
+        "architecture": architecture.name,
+        "precision": precision,
+        "graph_bytes": (out / "model.onnx").stat().st_size,
+        "weight_bytes": (out / "model.onnx.data").stat().st_size,
+    }

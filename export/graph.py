@@ -1,0 +1,387 @@
+"""A Llama-family checkpoint as an ONNX graph of ONNX Runtime's fused operators, written node by node.
+
+`model.onnx`, with B the batch, S new tokens, P the length of the cache tensors given, T their mask's:
+
+    input_ids                  int64 [B, S]
+    attention_mask             int64 [B, T]    1 for each token so far, the S new ones included, then
+                                               zeros to any length
+    past_key_values.N.key      [B, kv_heads, P, head_dim], and .value; per layer N
+    logits                     float32 [B, 1, vocabulary]    after the last position
+    hidden_states              [B, S, hidden]                what the head reads, at every position
+    present.N.key, .value      as the past, with the new tokens' rows set
+
+Floats are float16 at precision fp16 and float32 otherwise. Past and present may be one buffer as long
+as the context, which is then updated in place; or the past is as long as the tokens before, and the
+present longer by S. Several tokens behind a non-empty cache need B = 1: GroupQueryAttention has no
+other form on CPU.
+
+`head.onnx` maps hidden_states to the logits of every position with the same bytes of model.onnx.data:
+whoever scores a text and whoever generates one use the same weights.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import onnx_ir as ir
+from numpy.typing import NDArray
+
+from export.architecture import Architecture, read_architecture
+from export.external_data import ExternalData
+from export.matrix import (
+    FLOAT_TYPES,
+    Matrix,
+    Table,
+    float_rows,
+    store_blocks,
+    store_matrix,
+    store_table,
+)
+from export.nodes import MICROSOFT, Nodes
+from export.rope import tables
+from export.weights import Checkpoint
+from runtime.errors import CheckpointError, ExportError
+
+Precision = Literal["fp32", "fp16", "int8", "int4"]
+Progress = Callable[[str, int, int], None]
+"""Called with what is being written, how many parts are done, and how many there are."""
+
+EMBEDDING = "model.embed_tokens.weight"
+HEAD = "lm_head.weight"
+UNREAD = "rotary_emb.inv_freq"
+"""Ends the name of a buffer that old checkpoints store and config.json determines."""
+
+
+def write_graph(
+    checkpoint: Path,
+    out: Path,
+    precision: Precision,
+    block_size: int,
+    context: int,
+    progress: Progress,
+) -> None:
+    """Write model.onnx, head.onnx and the model.onnx.data of both into the directory `out`.
+
+    Weights pass through one block of rows at a time, so peak memory is a few matrices.
+
+    Args:
+        checkpoint: a Hugging Face folder with safetensors.
+        out: an existing directory.
+        precision: fp16 is of weights and activations; int8 and int4 of weights, with float32 activations.
+        block_size: weights that share a scale (int8, int4).
+        context: longest sequence in tokens.
+        progress: hears of each layer.
+
+    Raises:
+        CheckpointError: the checkpoint is damaged, or has not the tensors its config promises.
+        ExportError: the checkpoint cannot be expressed, or the disk refuses.
+    """
+    architecture = read_architecture(checkpoint)
+    if not 0 < context <= architecture.max_positions:
+        raise ExportError(
+            f"a context of {context} tokens was asked for; the checkpoint's is {architecture.max_positions}"
+        )
+    weights = Checkpoint(checkpoint)
+    _check_shapes(architecture, weights)
+    with ExternalData(out / "model.onnx.data") as data:
+        decoder = _Decoder(architecture, weights, data, precision, block_size, context)
+        decoder.write(out, progress)
+
+
+class _Decoder:
+    """The graph of one checkpoint at one precision."""
+
+    def __init__(
+        self,
+        architecture: Architecture,
+        weights: Checkpoint,
+        data: ExternalData,
+        precision: Precision,
+        block_size: int,
+        context: int,
+    ) -> None:
+        self.architecture = architecture
+        self.weights = weights
+        self.data = data
+        self.precision = precision
+        self.block_size = block_size
+        self.context = context
+        self.dtype = FLOAT_TYPES["fp16" if precision == "fp16" else "fp32"]
+        self.type = ir.DataType.from_numpy(self.dtype)
+        self.nodes = Nodes()
+
+    def write(self, out: Path, progress: Progress) -> None:
+        """Write both graphs and their data."""
+        a, nodes = self.architecture, self.nodes
+        ids = ir.val("input_ids", ir.DataType.INT64, ["batch", "new"])
+        mask = ir.val("attention_mask", ir.DataType.INT64, ["batch", "total"])
+        lengths = self._lengths(mask)
+        rotation = [
+            nodes.constant(self.data.add(name, table.astype(self.dtype)))
+            for name, table in zip(("cos", "sin"), tables(a.rope, self.context), strict=True)
+        ]
+        embedding = self._table(EMBEDDING)
+        head = embedding if a.tied else self._table(HEAD)
+        residual = embedding.look_up(nodes, ids, "embedding")
+        x = nodes.add(
+            "SimplifiedLayerNormalization",
+            (residual, self._vector("model.layers.0.input_layernorm.weight")),
+            "layers.0.attention.input",
+            {"axis": -1, "epsilon": a.norm_epsilon, "stash_type": 1},
+        )
+        inputs: list[ir.Value] = [ids, mask]
+        outputs: list[ir.Value] = []
+        for layer in range(a.layers):
+            progress("layer", layer, a.layers)
+            past = [self._cache(f"past_key_values.{layer}", part, "past") for part in ("key", "value")]
+            attended, present = self._attention(layer, x, past, lengths, rotation)
+            x, residual = self._norm(
+                residual,
+                attended,
+                f"model.layers.{layer}.post_attention_layernorm",
+                f"layers.{layer}.mlp.input",
+            )
+            expanded = self._mlp(layer, x)
+            last = layer == a.layers - 1
+            norm = "model.norm" if last else f"model.layers.{layer + 1}.input_layernorm"
+            x, residual = self._norm(
+                residual, expanded, norm, "hidden_states" if last else f"layers.{layer + 1}.attention.input"
+            )
+            inputs += past
+            outputs += present
+        hidden = x
+        hidden.type, hidden.shape = ir.TensorType(self.type), ir.Shape(["batch", "new", a.hidden])
+        final = nodes.add(
+            "Gather", (hidden, nodes.inline("last", np.array([-1]))), "last_hidden", {"axis": 1}
+        )
+        logits = self._logits(nodes, head, final, 1)
+        nodes.save(out / "model.onnx", "decoder", inputs, [logits, hidden, *outputs])
+        self._write_head(out, head)
+        progress("layer", a.layers, a.layers)
+
+    def _write_head(self, out: Path, head: Table) -> None:
+        nodes = Nodes()
+        hidden = ir.val("hidden_states", self.type, ["batch", "new", self.architecture.hidden])
+        nodes.save(out / "head.onnx", "head", [hidden], [self._logits(nodes, head, hidden, "new")])
+
+    def _lengths(self, mask: ir.Value) -> list[ir.Value]:
+        """GroupQueryAttention's seqlens_k [B], tokens so far minus 1, and total_sequence_length."""
+        nodes = self.nodes
+        totals = nodes.add(
+            "ReduceSum", (mask, nodes.inline("axis_1", np.array([1]))), "lengths", {"keepdims": 0}
+        )
+        before = nodes.add("Sub", (totals, nodes.inline("one", np.array([1]))), "lengths_minus_1")
+        longest = nodes.add("ReduceMax", (totals,), "longest", {"keepdims": 0})
+        int32 = {"to": int(ir.DataType.INT32)}
+        return [
+            nodes.add("Cast", (before,), "seqlens_k", int32),
+            nodes.add("Cast", (longest,), "total_sequence_length", int32),
+        ]
+
+    def _attention(
+        self, layer: int, x: ir.Value, past: list[ir.Value], lengths: list[ir.Value], rotation: list[ir.Value]
+    ) -> tuple[ir.Value, Sequence[ir.Value]]:
+        a, nodes = self.architecture, self.nodes
+        source, name = f"model.layers.{layer}.self_attn", f"layers.{layer}.attention"
+        projections = [f"{source}.{part}_proj" for part in ("q", "k", "v")]
+        qkv = self._project(f"{source}.qkv_proj", projections, x, f"{name}.qkv", a.qkv_bias)
+        heads: list[ir.Value | None] = [qkv, None, None]
+        if a.qk_norm:
+            heads = self._normalized_heads(source, name, qkv)
+        attributes: dict[str, int | float | str] = {
+            "num_heads": a.heads,
+            "kv_num_heads": a.kv_heads,
+            "do_rotary": 1,
+            "rotary_interleaved": 0,
+        }
+        window = a.windows[layer]
+        if window is not None and window < self.context:
+            attributes["local_window_size"] = window + 1
+        mixed, key, value = nodes.add_many(
+            "GroupQueryAttention",
+            (*heads, *past, *lengths, *rotation),
+            (f"{name}.mixed", f"present.{layer}.key", f"present.{layer}.value"),
+            attributes,
+            MICROSOFT,
+        )
+        for part in (key, value):
+            part.type, part.shape = ir.TensorType(self.type), self._cache_shape("present")
+        output = self._project(
+            f"{source}.o_proj", [f"{source}.o_proj"], mixed, f"{name}.output", a.output_bias
+        )
+        return output, (key, value)
+
+    def _normalized_heads(self, source: str, name: str, qkv: ir.Value) -> list[ir.Value | None]:
+        """Queries and keys normalized head by head, and the values: each [B, S, heads * head_dim]."""
+        a, nodes = self.architecture, self.nodes
+        widths = np.array([a.heads * a.head_dim, a.kv_heads * a.head_dim, a.kv_heads * a.head_dim])
+        parts = nodes.add_many(
+            "Split",
+            (qkv, nodes.inline("qkv_widths", widths)),
+            [f"{name}.{part}" for part in ("q", "k", "v")],
+            {"axis": -1},
+        )
+        normalized: list[ir.Value | None] = []
+        for part, values, count in zip(("q", "k"), parts[:2], (a.heads, a.kv_heads), strict=True):
+            by_head = nodes.inline(f"{part}_heads", np.array([0, 0, count, a.head_dim]))
+            flat = nodes.inline(f"{part}_flat", np.array([0, 0, count * a.head_dim]))
+            split = nodes.add("Reshape", (values, by_head), f"{name}.{part}.heads")
+            scaled = nodes.add(
+                "SimplifiedLayerNormalization",
+                (split, self._vector(f"{source}.{part}_norm.weight")),
+                f"{name}.{part}.normalized",
+                {"axis": -1, "epsilon": a.norm_epsilon, "stash_type": 1},
+            )
+            normalized.append(nodes.add("Reshape", (scaled, flat), f"{name}.{part}.flat"))
+        return [*normalized, parts[2]]
+
+    def _mlp(self, layer: int, x: ir.Value) -> ir.Value:
+        a, nodes = self.architecture, self.nodes
+        source, name = f"model.layers.{layer}.mlp", f"layers.{layer}.mlp"
+        both = self._project(
+            f"{source}.gate_up_proj",
+            [f"{source}.gate_proj", f"{source}.up_proj"],
+            x,
+            f"{name}.gate_up",
+            a.mlp_bias,
+        )
+        gate, up = nodes.add_many(
+            "Split", (both,), (f"{name}.gate", f"{name}.up"), {"axis": -1, "num_outputs": 2}
+        )
+        opened = nodes.add("QuickGelu", (gate,), f"{name}.silu", {"alpha": 1.0}, MICROSOFT)
+        product = nodes.add("Mul", (opened, up), f"{name}.product")
+        return self._project(
+            f"{source}.down_proj", [f"{source}.down_proj"], product, f"{name}.output", a.mlp_bias
+        )
+
+    def _norm(
+        self, residual: ir.Value, update: ir.Value, source: str, name: str
+    ) -> tuple[ir.Value, ir.Value]:
+        """The normalized sum, named `name`, and the sum itself: the residual stream from here on."""
+        outputs = self.nodes.add_many(
+            "SkipSimplifiedLayerNormalization",
+            (residual, update, self._vector(f"{source}.weight")),
+            (name, "", "", f"{source}.residual"),
+            {"epsilon": self.architecture.norm_epsilon},
+            MICROSOFT,
+        )
+        return outputs[0], outputs[3]
+
+    def _logits(self, nodes: Nodes, head: Table, hidden: ir.Value, length: int | str) -> ir.Value:
+        """The head's output in float32."""
+        half = self.dtype == np.float16
+        logits = head.multiply(nodes, hidden, "logits_half" if half else "logits", None)
+        if half:
+            logits = nodes.add("Cast", (logits,), "logits", {"to": int(ir.DataType.FLOAT)})
+        logits.type = ir.TensorType(ir.DataType.FLOAT)
+        logits.shape = ir.Shape(["batch", length, self.architecture.vocabulary])
+        return logits
+
+    def _project(self, name: str, sources: list[str], x: ir.Value, output: str, with_bias: bool) -> ir.Value:
+        """Multiply by the stacked weights of the checkpoint's modules `sources`."""
+        matrices = [f"{source}.weight" for source in sources]
+        matrix: Matrix
+        if self.precision in ("int8", "int4"):
+            bits = 8 if self.precision == "int8" else 4
+            matrix = store_blocks(self.data, self.weights, f"{name}.weight", matrices, bits, self.block_size)
+        else:
+            matrix = store_matrix(self.data, self.weights, f"{name}.weight", matrices, self.dtype)
+        bias = None
+        if with_bias:
+            bias = np.concatenate([self._read_vector(f"{source}.bias") for source in sources])
+        return matrix.multiply(self.nodes, x, output, bias)
+
+    def _table(self, name: str) -> Table:
+        if self.precision in ("int8", "int4"):
+            return store_blocks(self.data, self.weights, name, [name], 8, self.block_size)
+        return store_table(self.data, self.weights, name, name, self.dtype)
+
+    def _vector(self, name: str) -> ir.Value:
+        return self.nodes.inline(name, self._read_vector(name))
+
+    def _read_vector(self, name: str) -> NDArray[np.generic]:
+        return next(float_rows(self.weights, name, self.dtype))
+
+    def _cache(self, name: str, part: str, length: str) -> ir.Value:
+        return ir.val(f"{name}.{part}", self.type, self._cache_shape(length))
+
+    def _cache_shape(self, length: str) -> ir.Shape:
+        return ir.Shape(["batch", self.architecture.kv_heads, length, self.architecture.head_dim])
+
+
+def _check_shapes(a: Architecture, weights: Checkpoint) -> None:
+    """Every tensor that the config promises, with its shape, and no other.
+
+    Raises:
+        CheckpointError: a tensor is missing or has another shape.
+        ExportError: a tensor would be left out of the graph.
+    """
+    expected = _expected(a)
+    present = set(weights.names)
+    if missing := [name for name in expected if name not in present]:
+        raise CheckpointError(f"{weights.directory} lacks {_few(missing)}, which its config.json promises")
+    for name, shape in expected.items():
+        if weights.shape(name) != shape:
+            raise CheckpointError(
+                f'"{name}" has shape {list(weights.shape(name))}; config.json promises {list(shape)}'
+            )
+    extra = [name for name in weights.names if name not in expected and not name.endswith(UNREAD)]
+    if a.tied and HEAD in extra:
+        extra.remove(HEAD)
+        if not _equal(weights, HEAD, EMBEDDING):
+            raise ExportError(
+                f'"{HEAD}" differs from the embedding, but config.json ties them: '
+                "set tie_word_embeddings to false"
+            )
+    if extra:
+        raise ExportError(f"{a.name} has no place for {_few(extra)}: the graph would leave it out")
+
+
+def _expected(a: Architecture) -> dict[str, tuple[int, ...]]:
+    """Name and shape of every tensor of the architecture."""
+    queries, keys = a.heads * a.head_dim, a.kv_heads * a.head_dim
+    shapes: dict[str, tuple[int, ...]] = {
+        EMBEDDING: (a.vocabulary, a.hidden),
+        "model.norm.weight": (a.hidden,),
+    }
+    if not a.tied:
+        shapes[HEAD] = (a.vocabulary, a.hidden)
+    for layer in range(a.layers):
+        prefix = f"model.layers.{layer}"
+        shapes[f"{prefix}.input_layernorm.weight"] = (a.hidden,)
+        shapes[f"{prefix}.post_attention_layernorm.weight"] = (a.hidden,)
+        if a.qk_norm:
+            shapes[f"{prefix}.self_attn.q_norm.weight"] = (a.head_dim,)
+            shapes[f"{prefix}.self_attn.k_norm.weight"] = (a.head_dim,)
+        for module, rows, columns, with_bias in (
+            ("self_attn.q_proj", queries, a.hidden, a.qkv_bias),
+            ("self_attn.k_proj", keys, a.hidden, a.qkv_bias),
+            ("self_attn.v_proj", keys, a.hidden, a.qkv_bias),
+            ("self_attn.o_proj", a.hidden, queries, a.output_bias),
+            ("mlp.gate_proj", a.intermediate, a.hidden, a.mlp_bias),
+            ("mlp.up_proj", a.intermediate, a.hidden, a.mlp_bias),
+            ("mlp.down_proj", a.hidden, a.intermediate, a.mlp_bias),
+        ):
+            shapes[f"{prefix}.{module}.weight"] = (rows, columns)
+            if with_bias:
+                shapes[f"{prefix}.{module}.bias"] = (rows,)
+    return shapes
+
+
+def _equal(weights: Checkpoint, one: str, other: str) -> bool:
+    """Whether two matrices hold the same values, compared a few rows at a time."""
+    if weights.shape(one) != weights.shape(other):
+        return False
+    pairs = zip(
+        float_rows(weights, one, FLOAT_TYPES["fp32"]),
+        float_rows(weights, other, FLOAT_TYPES["fp32"]),
+        strict=True,
+    )
+    return all(np.array_equal(left, right) for left, right in pairs)
+
+
+def _few(names: list[str]) -> str:
+    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")

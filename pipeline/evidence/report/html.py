@@ -1,0 +1,73 @@
+"""report.html: one file with everything in it, to be looked at from disk, in English and Chinese.
+
+The whole page is drawn once per language, so that a reader (and a screen reader) has one language from
+top to bottom; CSS shows one of the two. Nothing is fetched, and a content security policy says so.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+from dataclasses import dataclass
+from pathlib import Path
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from markupsafe import Markup
+
+from pipeline.evidence.report import figures
+from pipeline.evidence.report.accuracy import Accuracy, accuracy
+from pipeline.evidence.report.banner import Banner, banner
+from pipeline.evidence.report.charts import colour, gauge
+from pipeline.evidence.report.checks import Line, Step, lines, steps
+from pipeline.evidence.report.fidelity import Chart, fidelity
+from pipeline.evidence.report.speed import Speed, bars, speed
+from pipeline.evidence.report.words import LANGUAGES, Language, name, say
+from runtime.report import Report
+
+_HERE = Path(__file__).parent
+
+
+@dataclass(frozen=True)
+class View:
+    """What one language's page shows beside the report itself."""
+
+    language: Language
+    banner: Banner
+    steps: list[Step]
+    lines: list[Line]
+    fidelity: list[Chart]
+    accuracy: Accuracy
+    speed: Speed
+    sizes: Chart
+
+
+def draw(report: Report) -> str:
+    """The page as text, to be written as UTF-8."""
+    environment = Environment(
+        loader=FileSystemLoader(_HERE), autoescape=True, undefined=StrictUndefined, trim_blocks=True
+    )
+    environment.globals.update(say=say, word=name, figures=figures, colour=colour, gauge=gauge)
+    script = (_HERE / "language.js").read_text(encoding="utf-8")
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    return environment.get_template("template.html").render(
+        report=report,
+        views=[_view(report, language) for language in LANGUAGES],
+        # Both are files of ours, not text of a report.
+        style=Markup((_HERE / "style.css").read_text(encoding="utf-8")),
+        script=Markup(script),
+        script_hash=f"sha256-{digest}",
+    )
+
+
+def _view(report: Report, language: Language) -> View:
+    sizes = [(artifact, float(count), figures.size(count)) for artifact, count in report.sizes.items()]
+    return View(
+        language=language,
+        banner=banner(report, language),
+        steps=steps(report),
+        lines=lines(report, language),
+        fidelity=fidelity(report, language),
+        accuracy=accuracy(report, language),
+        speed=speed(report, language),
+        sizes=bars(language, "sizes", sizes),
+    )

@@ -1,0 +1,288 @@
+"""A verified bundle as an assistant: streamed text, and function calls that are valid or an error."""
+
+from __future__ import annotations
+
+import itertools
+import re
+import time
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import onnxruntime
+from numpy.typing import NDArray
+
+from runtime.calls import Call, call_grammar, check_call, load_tools, parse_calls
+from runtime.chat import Chat, Message
+from runtime.constraint import ConstrainedAnswer, Constraint
+from runtime.decoder import Decoder, Mark
+from runtime.errors import BundleError, DataError, PromptError, UsageError
+from runtime.manifest import Manifest, verify
+from runtime.sampling import GREEDY, Sampling, allowed_only, choose
+from runtime.session import Provider
+
+
+@dataclass(frozen=True)
+class Timing:
+    """What an answer took. `ttft_ms`: until the first new token was known; milliseconds."""
+
+    prompt_tokens: int
+    new_tokens: int
+    ttft_ms: float
+    total_ms: float
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What the model said to an utterance, not yet read as calls.
+
+    Attributes:
+        text: without control tokens.
+        tokens: the new tokens, without the one that ends the answer.
+        complete: False when `max_new_tokens` or the context ended it.
+    """
+
+    text: str
+    tokens: tuple[int, ...]
+    complete: bool
+    timing: Timing
+
+
+@dataclass(frozen=True)
+class CallResult:
+    """Calls that satisfy their tools' schemas; none when no function fits the utterance."""
+
+    calls: tuple[Call, ...]
+    text: str
+    timing: Timing
+
+
+def load(path: Path | str, threads: int = 2, provider: Provider = "cpu", spin: bool = True) -> Assistant:
+    """Verify a bundle, then open it.
+
+    Args:
+        path: the bundle's directory.
+        threads: threads of one operator, 1 to the machine's cores.
+        provider: `cpu` or `cuda`; one that this machine cannot use is an error, not a fallback.
+        spin: whether idle threads wait in a loop between tokens (faster, at the cost of idle CPU time).
+
+    Raises:
+        BundleError: the bundle is missing, altered, malformed or needs another ONNX Runtime.
+        UsageError: threads or provider cannot be had here.
+    """
+    directory = Path(path)
+    manifest = verify(directory)
+    needed = manifest.requirements.onnxruntime
+    if _version(onnxruntime.__version__) < _version(needed):
+        raise BundleError(
+            f"this bundle needs onnxruntime {needed} or later; {onnxruntime.__version__} is installed"
+        )
+    return Assistant(directory, manifest, threads, provider, spin)
+
+
+class Assistant:
+    """One loaded bundle. Not for use by several threads at once.
+
+    Attributes:
+        manifest: the bundle's verified manifest.
+        tools: the functions it may call.
+        decoder: token ids → logits; using it directly is allowed at any time.
+    """
+
+    def __init__(
+        self, directory: Path, manifest: Manifest, threads: int, provider: Provider, spin: bool
+    ) -> None:
+        """Open the parts of a verified bundle; `load` verifies first."""
+        self.manifest = manifest
+        try:
+            self.tools = load_tools(directory / "tools.json")
+        except DataError as error:
+            raise BundleError(str(error)) from error
+        prompt, limits = manifest.prompt, manifest.limits
+        self._chat = Chat(directory)
+        self._stop = frozenset(prompt.stop_tokens)
+        # A template that defines tool calls lists the tools itself; another model learnt them by training.
+        self._shown = self.tools if prompt.form == "hermes" else ()
+        # Half of the time of opening a bundle each, and neither holds the interpreter.
+        with ThreadPoolExecutor(max_workers=1) as pool:
+            constraint = pool.submit(
+                Constraint,
+                (directory / "tokenizer.json").read_text(encoding="utf-8"),
+                limits.vocabulary,
+                prompt.stop_tokens,
+                call_grammar(self.tools, prompt.form),
+            )
+            self.decoder = Decoder(directory, limits.context, limits.vocabulary, threads, provider, spin)
+            self._constraint = constraint.result()
+        self._prefix = self._common_prefix()
+        self._mark: Mark | None = None
+        if self._prefix:
+            self._hold_prefix()
+
+    def messages(self, utterance: str) -> list[Message]:
+        """The conversation that `call` has about an utterance: the bundle's system prompt, and it.
+
+        Raises:
+            PromptError: the utterance is empty.
+        """
+        if not utterance.strip():
+            raise PromptError("the utterance is empty; say what to do")
+        return [
+            {"role": "system", "content": self.manifest.prompt.system},
+            {"role": "user", "content": utterance},
+        ]
+
+    def prompt(self, utterance: str) -> list[int]:
+        """Token ids that `call` feeds for an utterance.
+
+        Raises:
+            PromptError: the utterance is empty or contains a control token.
+        """
+        return self._chat.prompt(self.messages(utterance), self._shown)
+
+    def call(self, utterance: str, max_new_tokens: int = 256, constrained: bool = True) -> CallResult:
+        """Turn an utterance into function calls.
+
+        Args:
+            utterance: what somebody said.
+            max_new_tokens: longest answer.
+            constrained: whether the grammar of the tools limits every token. Without it the model may say
+                anything, and an answer that is not valid calls is an error.
+
+        Raises:
+            PromptError: the utterance is empty, contains a control token, or does not fit the context.
+            DataError: the answer was cut off, or (unconstrained) is not a list of valid calls. There is
+                never a partly valid result.
+            InferenceError: the model's numbers are not finite.
+        """
+        answer = self.answer(utterance, max_new_tokens, constrained)
+        if not answer.complete:
+            raise DataError(
+                f"the answer was cut off after {len(answer.tokens)} tokens, so it is not a valid call; "
+                f"allow more new tokens: {answer.text!r:.120}"
+            )
+        calls = parse_calls(answer.text, self.manifest.prompt.form)
+        for call in calls:
+            check_call(call, self.tools)
+        return CallResult(calls, answer.text, answer.timing)
+
+    def answer(self, utterance: str, max_new_tokens: int = 256, constrained: bool = True) -> Answer:
+        """The text that `call` reads, whatever it is worth: for measuring how often it is valid.
+
+        Raises:
+            PromptError: as `call`.
+            InferenceError: the model's numbers are not finite.
+        """
+        started = time.perf_counter()
+        prompt = self.prompt(utterance)
+        grammar = self._constraint.begin() if constrained else None
+        tokens: list[int] = []
+        first = started
+        for step in self._decode(prompt, max_new_tokens, GREEDY, grammar):
+            first = first if tokens else time.perf_counter()
+            tokens += step
+        ended = time.perf_counter()
+        complete = tokens[-1] in self._stop
+        said = tuple(tokens[:-1] if complete else tokens)
+        timing = Timing(len(prompt), len(said), (first - started) * 1000, (ended - started) * 1000)
+        return Answer(self._chat.text(said), said, complete, timing)
+
+    def generate(
+        self, messages: Sequence[Message], max_new_tokens: int = 256, sampling: Sampling = GREEDY
+    ) -> Iterator[str]:
+        """Answer a conversation in pieces of text, never half a character.
+
+        The messages are checked at once; the answer is computed as it is read. It ends at a stop token,
+        after `max_new_tokens`, or where the context is full.
+
+        Raises:
+            PromptError: no messages, a malformed one, a control token in one, or too long for the context.
+            UsageError: while reading, when another answer or the decoder was used in between.
+            InferenceError: while reading, the model's numbers are not finite.
+        """
+        prompt = self._chat.prompt(messages, self._shown)
+        self._room(prompt, max_new_tokens)
+        return self._pieces(prompt, max_new_tokens, sampling)
+
+    def _pieces(self, prompt: list[int], max_new_tokens: int, sampling: Sampling) -> Iterator[str]:
+        stream = self._chat.stream()
+        for step in self._decode(prompt, max_new_tokens, sampling, None):
+            for token in step:
+                if token not in self._stop and (piece := stream.step(token)):
+                    yield piece
+
+    def _decode(
+        self, prompt: list[int], max_new_tokens: int, sampling: Sampling, grammar: ConstrainedAnswer | None
+    ) -> Iterator[list[int]]:
+        """New tokens in steps: a chosen one and those it forces. A last stop token is among them."""
+        room = self._room(prompt, max_new_tokens)
+        random = np.random.default_rng(sampling.seed)
+        # What the grammar forces before the model has a say is fed with the prompt.
+        forced = grammar.forced()[:room] if grammar else []
+        logits = self._begin(prompt + forced)
+        used, mark = len(forced), self.decoder.mark()
+        if used == room:
+            yield forced
+        while used < room:
+            if grammar:
+                logits = allowed_only(logits, grammar.allowed())
+            token = choose(logits, sampling, random)
+            step = (grammar.take(token) if grammar else [token])[: room - used]
+            expected = self.decoder.length
+            yield forced + step
+            forced = []
+            used += len(step)
+            if step[-1] in self._stop or used == room:
+                return
+            if self.decoder.length != expected or not self.decoder.holds(mark):
+                raise UsageError("another answer was begun before this one ended; read one answer at a time")
+            logits = self.decoder.feed(step)
+
+    def _room(self, prompt: list[int], max_new_tokens: int) -> int:
+        """How many new tokens an answer may have."""
+        if max_new_tokens < 1:
+            raise UsageError(f"max_new_tokens must be 1 or more, not {max_new_tokens}")
+        left = self.decoder.context - len(prompt)
+        if left < 1:
+            raise PromptError(
+                f"the prompt has {len(prompt)} tokens and the context holds {self.decoder.context}, "
+                "answer included; shorten it"
+            )
+        return min(max_new_tokens, left)
+
+    def _begin(self, tokens: list[int]) -> NDArray[np.float32]:
+        """Feed the tokens of a new conversation; logits (V,) after the last.
+
+        What every call begins with is kept in the cache. It is always fed on its own, also the first
+        time: with activations quantized over the tokens of one run, the pieces a prompt is fed in show in
+        the logits, and an answer must not depend on what was asked before it.
+        """
+        prefix = self._prefix
+        if not prefix or tokens[: len(prefix)] != prefix:
+            self.decoder.reset()
+            return self.decoder.feed(tokens)
+        self._hold_prefix()
+        return self.decoder.feed(tokens[len(prefix) :])
+
+    def _hold_prefix(self) -> None:
+        """Leave the decoder with just the common prefix in its cache."""
+        if self._mark is None or not self.decoder.holds(self._mark):
+            self.decoder.reset()
+            self.decoder.feed(self._prefix)
+            self._mark = self.decoder.mark()
+        self.decoder.rewind(len(self._prefix))
+
+    def _common_prefix(self) -> list[int]:
+        """The tokens that begin the prompt of every utterance: system prompt, tools, the user's header."""
+        prompts = [self.prompt(probe) for probe in ("a", "Z", "0", "车", "- x", ".")]
+        common = itertools.takewhile(lambda column: len(set(column)) == 1, zip(*prompts, strict=False))
+        prefix = [column[0] for column in common]
+        return prefix if len(prefix) < self.decoder.context else []
+
+
+def _version(text: str) -> tuple[int, ...]:
+    """The numbers a version begins with: 1.32.0 of 1.32.0rc1+local."""
+    numbers = re.match(r"[0-9]+(\.[0-9]+)*", text)
+    return tuple(int(part) for part in numbers[0].split(".")) if numbers else ()

@@ -1,0 +1,440 @@
+"""The graph against transformers, family by family, on tiny random models."""
+
+from __future__ import annotations
+
+import json
+import tracemalloc
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+import torch
+from numpy.typing import NDArray
+from safetensors.torch import load_file, save_file
+from transformers import (
+    LlamaConfig,
+    LlamaForCausalLM,
+    MistralConfig,
+    MistralForCausalLM,
+    PretrainedConfig,
+    PreTrainedModel,
+    Qwen2Config,
+    Qwen2ForCausalLM,
+    Qwen3Config,
+    Qwen3ForCausalLM,
+)
+
+from export.graph import Precision, write_graph
+from export.quantize import quantize_blocks
+from runtime.errors import CheckpointError, ExportError
+from test_quantize import dequantize
+
+CONTEXT = 64
+TOKENS = np.random.default_rng(3).integers(0, 99, 40)
+
+SHAPE = {
+    "vocab_size": 99,
+    "hidden_size": 64,
+    "intermediate_size": 96,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 128,
+    "initializer_range": 0.1,
+    "attn_implementation": "eager",
+}
+
+
+def rope(kind: str, **values: float | bool) -> dict[str, object]:
+    return {"rope_parameters": {"rope_type": kind, "rope_theta": 10_000.0, **values}}
+
+
+YARN = {"factor": 4.0, "original_max_position_embeddings": 16}
+LLAMA3 = {
+    "factor": 8.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 32,
+}
+
+FAMILIES: dict[str, Callable[[], PreTrainedModel]] = {
+    "llama tied": lambda: LlamaForCausalLM(LlamaConfig(**SHAPE, tie_word_embeddings=True)),
+    "llama untied": lambda: LlamaForCausalLM(LlamaConfig(**SHAPE, tie_word_embeddings=False)),
+    "llama, a key-value head per head": lambda: LlamaForCausalLM(
+        LlamaConfig(**SHAPE | {"num_key_value_heads": 4})
+    ),
+    "llama biases": lambda: LlamaForCausalLM(LlamaConfig(**SHAPE, attention_bias=True, mlp_bias=True)),
+    "llama head_dim": lambda: LlamaForCausalLM(LlamaConfig(**SHAPE, head_dim=48)),
+    "llama3 rope": lambda: LlamaForCausalLM(LlamaConfig(**SHAPE, **rope("llama3", **LLAMA3))),
+    "linear rope": lambda: LlamaForCausalLM(LlamaConfig(**SHAPE, **rope("linear", factor=4.0))),
+    "yarn rope": lambda: Qwen2ForCausalLM(Qwen2Config(**SHAPE, **rope("yarn", **YARN))),
+    "yarn rope, attention factor": lambda: LlamaForCausalLM(
+        LlamaConfig(**SHAPE, **rope("yarn", **YARN, attention_factor=0.7, truncate=False))
+    ),
+    "yarn rope, mscale": lambda: LlamaForCausalLM(
+        LlamaConfig(
+            **SHAPE, **rope("yarn", **YARN, beta_fast=8.0, beta_slow=2.0, mscale=0.9, mscale_all_dim=0.5)
+        )
+    ),
+    "qwen2 tied": lambda: Qwen2ForCausalLM(Qwen2Config(**SHAPE, tie_word_embeddings=True)),
+    "qwen2 windows": lambda: Qwen2ForCausalLM(
+        Qwen2Config(**SHAPE, use_sliding_window=True, sliding_window=8, max_window_layers=1)
+    ),
+    "qwen3 tied": lambda: Qwen3ForCausalLM(Qwen3Config(**SHAPE, head_dim=32, tie_word_embeddings=True)),
+    "qwen3 biases": lambda: Qwen3ForCausalLM(Qwen3Config(**SHAPE, head_dim=32, attention_bias=True)),
+    "mistral": lambda: MistralForCausalLM(MistralConfig(**SHAPE, sliding_window=None)),
+    "mistral window": lambda: MistralForCausalLM(MistralConfig(**SHAPE, sliding_window=8)),
+}
+
+
+def randomized(make: Callable[[], PreTrainedModel]) -> PreTrainedModel:
+    """A model in which norms and biases matter too."""
+    torch.manual_seed(0)
+    model = make().eval()
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if name.endswith("bias"):
+                parameter.normal_(0, 0.3)
+            elif parameter.ndim == 1:
+                parameter.uniform_(0.5, 1.5)
+    return model
+
+
+@torch.inference_mode()
+def reference(model: PreTrainedModel, tokens: NDArray[np.int64]) -> NDArray[np.float32]:
+    """Logits at every position, [S, V]."""
+    return model(torch.from_numpy(tokens)[None]).logits[0].float().numpy()
+
+
+def export(model: PreTrainedModel, folder: Path, precision: Precision, block_size: int = 32) -> Path:
+    checkpoint, out = folder / "checkpoint", folder / "out"
+    model.save_pretrained(checkpoint)
+    out.mkdir()
+    write_graph(checkpoint, out, precision, block_size, CONTEXT, ignore)
+    return out
+
+
+def ignore(what: str, done: int, total: int) -> None:
+    """No progress."""
+
+
+@dataclass
+class Loop:
+    """The smallest loop around the graph: a cache in place, and a mask of fixed or of growing length."""
+
+    session: onnxruntime.InferenceSession
+    padded: bool = False
+    length: int = 0
+
+    def __post_init__(self) -> None:
+        types = {"tensor(float)": np.float32, "tensor(float16)": np.float16}
+        self.cache = {
+            value.name.removeprefix("past_key_values."): onnxruntime.OrtValue.ortvalue_from_numpy(
+                np.zeros((1, value.shape[1], CONTEXT, value.shape[3]), types[value.type])
+            )
+            for value in self.session.get_inputs()
+            if value.name.startswith("past")
+        }
+
+    def feed(self, tokens: NDArray[np.int64]) -> tuple[NDArray[np.float32], NDArray[np.generic]]:
+        """Logits [V] after the last token, and hidden states [S, H]."""
+        self.length += len(tokens)
+        mask = np.zeros((1, CONTEXT if self.padded else self.length), np.int64)
+        mask[:, : self.length] = 1
+        binding = self.session.io_binding()
+        binding.bind_cpu_input("input_ids", tokens[None])
+        binding.bind_cpu_input("attention_mask", mask)
+        for name in ("logits", "hidden_states"):
+            binding.bind_output(name, "cpu")
+        for name, value in self.cache.items():
+            binding.bind_ortvalue_input(f"past_key_values.{name}", value)
+            binding.bind_ortvalue_output(f"present.{name}", value)
+        self.session.run_with_iobinding(binding)
+        logits, hidden = binding.copy_outputs_to_cpu()[:2]
+        assert logits.shape[:2] == (1, 1)
+        return logits[0, 0], hidden[0]
+
+
+def open_graph(path: Path) -> onnxruntime.InferenceSession:
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = 1
+    return onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+
+
+def in_chunks(loop: Loop, sizes: tuple[int, ...]) -> Iterator[tuple[int, NDArray[np.float32]]]:
+    """Position and logits after each chunk of TOKENS."""
+    assert sum(sizes) == len(TOKENS)
+    for size in sizes:
+        logits, _ = loop.feed(TOKENS[loop.length : loop.length + size])
+        yield loop.length - 1, logits
+
+
+def error(measured: NDArray[np.generic], expected: NDArray[np.float32]) -> float:
+    """Largest difference over the largest magnitude."""
+    return float(np.abs(measured - expected).max() / np.abs(expected).max())
+
+
+CHUNKINGS = ((40,), (1,) * 40, (7, 1, 13, 19))
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_float_graph_is_the_model(family: str, tmp_path: Path) -> None:
+    """Prefill, token by token and chunk by chunk, growing and fixed masks; and the scoring head."""
+    model = randomized(FAMILIES[family])
+    expected = reference(model, TOKENS)
+    out = export(model, tmp_path, "fp32")
+    session, head = open_graph(out / "model.onnx"), open_graph(out / "head.onnx")
+    for padded in (False, True):
+        for sizes in CHUNKINGS:
+            for position, logits in in_chunks(Loop(session, padded), sizes):
+                assert error(logits, expected[position]) < 1e-5, (padded, sizes, position)
+    _, hidden = Loop(session).feed(TOKENS)
+    (scores,) = head.run(None, {"hidden_states": hidden[None]})
+    assert error(scores[0], expected) < 1e-5
+
+
+def test_a_cache_that_grows_gives_the_same(tmp_path: Path) -> None:
+    """Past and present as separate tensors, the past as long as the tokens before."""
+    model = randomized(FAMILIES["qwen3 tied"])
+    expected = reference(model, TOKENS)
+    session = open_graph(export(model, tmp_path, "fp32") / "model.onnx")
+    cache = {
+        value.name: np.zeros((1, value.shape[1], 0, value.shape[3]), np.float32)
+        for value in session.get_inputs()
+        if value.name.startswith("past")
+    }
+    names = ["logits", *(name.replace("past_key_values", "present") for name in cache)]
+    at = 0
+    for size in (7, 1, 1, 31):
+        ids, mask = TOKENS[None, at : at + size], np.ones((1, at + size), np.int64)
+        logits, *presents = session.run(names, {"input_ids": ids, "attention_mask": mask, **cache})
+        cache = dict(zip(cache, presents, strict=True))
+        at += size
+        assert error(logits[0, 0], expected[at - 1]) < 1e-5
+
+
+def test_several_prompts_at_once(tmp_path: Path) -> None:
+    """A batch of prompts of different lengths, padded on the right, then one token each."""
+    model = randomized(FAMILIES["llama tied"])
+    session = open_graph(export(model, tmp_path, "fp32") / "model.onnx")
+    names = [value.name for value in session.get_inputs() if value.name.startswith("past")]
+    cache = {name: np.zeros((2, 2, CONTEXT, 16), np.float32) for name in names}
+    ids = np.stack([TOKENS[:12], np.pad(TOKENS[20:28], (0, 4))])
+    mask = np.array([[1] * 12, [1] * 8 + [0] * 4])
+    inputs = {"input_ids": ids, "attention_mask": mask, **cache}
+    outputs = [f"present{name.removeprefix('past_key_values')}" for name in names]
+    presents = session.run(outputs, inputs)
+    ids, mask = TOKENS[[12, 28]][:, None], np.array([[1] * 13, [1] * 9 + [0] * 4])
+    inputs = {"input_ids": ids, "attention_mask": mask, **dict(zip(names, presents, strict=True))}
+    (logits,) = session.run(["logits"], inputs)
+    for row, tokens in enumerate((TOKENS[:13], TOKENS[20:29])):
+        assert error(logits[row, 0], reference(model, tokens)[-1]) < 1e-5
+
+
+def test_half_precision_is_close(tmp_path: Path) -> None:
+    model = randomized(FAMILIES["qwen2 tied"])
+    expected = reference(model, TOKENS)
+    session = open_graph(export(model, tmp_path, "fp16") / "model.onnx")
+    for position, logits in in_chunks(Loop(session), CHUNKINGS[2]):
+        assert logits.dtype == np.float32
+        assert error(logits, expected[position]) < 0.02
+
+
+def at_level(level: int, path: Path) -> Path:
+    """The same graph with another accuracy level: 0 multiplies in float32, 4 with int8 activations."""
+    model = onnx.load(path, load_external_data=False)
+    changed = 0
+    for node in model.graph.node:
+        for attribute in node.attribute:
+            if attribute.name == "accuracy_level":
+                assert attribute.i == 4
+                attribute.i = level
+                changed += 1
+    assert changed
+    other = path.with_name(f"level{level}.{path.name}")
+    onnx.save(model, other)
+    return other
+
+
+def round_weights(model: PreTrainedModel, precision: Precision, block_size: int) -> None:
+    """Replace the weights by what their rounded form stands for."""
+    tables = {"model.embed_tokens.weight", "lm_head.weight"}
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if parameter.ndim == 2:
+                bits = 8 if precision == "int8" or name in tables else 4
+                weight = parameter.numpy()
+                blocks = quantize_blocks(weight, bits, block_size, symmetric=bits == 8)
+                parameter.copy_(torch.from_numpy(dequantize(blocks, weight.shape[1], bits)))
+
+
+@pytest.mark.parametrize("block_size", [32, 128])
+@pytest.mark.parametrize("family", ["llama tied", "llama untied", "qwen2 tied", "qwen3 tied"])
+@pytest.mark.parametrize("precision", ["int8", "int4"])
+def test_rounded_graph_is_the_model_with_rounded_weights(
+    precision: Precision, family: str, block_size: int, tmp_path: Path
+) -> None:
+    """With float32 products to 1e-4; with int8 activations, as shipped, to a few percent.
+
+    A block of 128 is longer than a row, so rows are padded.
+    """
+    model = randomized(FAMILIES[family])
+    out = export(model, tmp_path, precision, block_size)
+    round_weights(model, precision, block_size)
+    expected = reference(model, TOKENS)
+    exact = open_graph(at_level(0, out / "model.onnx"))
+    for sizes in CHUNKINGS[:2]:
+        for position, logits in in_chunks(Loop(exact), sizes):
+            assert error(logits, expected[position]) < 1e-4
+    _, hidden = Loop(exact).feed(TOKENS)
+    head = open_graph(at_level(0, out / "head.onnx"))
+    assert error(head.run(None, {"hidden_states": hidden[None]})[0][0], expected) < 1e-4
+    for position, logits in in_chunks(Loop(open_graph(out / "model.onnx")), CHUNKINGS[2]):
+        assert error(logits, expected[position]) < 0.1
+
+
+def test_both_graphs_read_the_same_bytes(tmp_path: Path) -> None:
+    """Each external tensor of head.onnx is one of model.onnx: same file, same place, on a page of its own."""
+    out = export(randomized(FAMILIES["llama tied"]), tmp_path, "int4")
+    places = []
+    for name in ("model.onnx", "head.onnx"):
+        model = onnx.load(out / name, load_external_data=False)
+        entries = [
+            {entry.key: entry.value for entry in tensor.external_data}
+            for tensor in model.graph.initializer
+            if tensor.data_location == onnx.TensorProto.EXTERNAL
+        ]
+        assert {entry["location"] for entry in entries} == {"model.onnx.data"}
+        assert all(int(entry["offset"]) % 4096 == 0 for entry in entries)
+        places.append({(entry["offset"], entry["length"]) for entry in entries})
+    assert places[1]
+    assert places[1] < places[0]
+
+
+@pytest.mark.parametrize("precision", ["fp32", "fp16", "int8", "int4"])
+def test_weights_are_streamed(tmp_path: Path, precision: Precision) -> None:
+    model = randomized(
+        lambda: LlamaForCausalLM(
+            LlamaConfig(**SHAPE | {"vocab_size": 60_000, "num_hidden_layers": 1}, tie_word_embeddings=True)
+        )
+    )
+    model.to(torch.bfloat16).save_pretrained(tmp_path / "checkpoint")
+    tracemalloc.start()
+    try:
+        (tmp_path / "out").mkdir()
+        write_graph(tmp_path / "checkpoint", tmp_path / "out", precision, 32, CONTEXT, ignore)
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    model_bytes = 4 * 60_000 * 64
+    assert peak < 0.8 * model_bytes
+
+
+def test_progress_is_told(tmp_path: Path) -> None:
+    randomized(FAMILIES["llama tied"]).save_pretrained(tmp_path / "checkpoint")
+    told = []
+    (tmp_path / "out").mkdir()
+    write_graph(
+        tmp_path / "checkpoint", tmp_path / "out", "int8", 32, CONTEXT, lambda *what: told.append(what)
+    )
+    assert told == [("layer", done, 3) for done in range(4)]
+
+
+@pytest.fixture
+def checkpoint(tmp_path: Path) -> Path:
+    folder = tmp_path / "checkpoint"
+    randomized(FAMILIES["llama untied"]).save_pretrained(folder)
+    (tmp_path / "out").mkdir()
+    return folder
+
+
+def change_tensors(folder: Path, change: Callable[[dict[str, torch.Tensor]], object]) -> None:
+    tensors = load_file(folder / "model.safetensors")
+    change(tensors)
+    save_file(tensors, folder / "model.safetensors")
+
+
+def change_config(folder: Path, **values: object) -> None:
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | values))
+
+
+def refusal(
+    kind: type[Exception], folder: Path, precision: Precision = "fp32", context: int = CONTEXT
+) -> str:
+    with pytest.raises(kind) as caught:
+        write_graph(folder, folder.parent / "out", precision, 32, context, ignore)
+    return str(caught.value)
+
+
+UP = "model.layers.1.mlp.up_proj.weight"
+
+
+def test_refuses_a_missing_tensor(checkpoint: Path) -> None:
+    change_tensors(checkpoint, lambda tensors: tensors.pop(UP))
+    assert f"lacks {UP}" in refusal(CheckpointError, checkpoint)
+
+
+def test_refuses_another_shape(checkpoint: Path) -> None:
+    change_tensors(checkpoint, lambda tensors: tensors.update({UP: torch.ones(95, 64)}))
+    message = f'"{UP}" has shape [95, 64]; config.json promises [96, 64]'
+    assert message in refusal(CheckpointError, checkpoint)
+
+
+def test_refuses_a_tensor_it_would_leave_out(checkpoint: Path) -> None:
+    name = "model.layers.0.self_attn.q_proj.bias"
+    change_tensors(checkpoint, lambda tensors: tensors.update({name: torch.ones(64)}))
+    assert f"no place for {name}" in refusal(ExportError, checkpoint)
+
+
+def test_old_rotary_buffers_are_no_weights(checkpoint: Path) -> None:
+    name = "model.layers.0.self_attn.rotary_emb.inv_freq"
+    change_tensors(checkpoint, lambda tensors: tensors.update({name: torch.ones(8)}))
+    write_graph(checkpoint, checkpoint.parent / "out", "fp32", 32, CONTEXT, ignore)
+
+
+def test_refuses_a_tied_head_of_its_own(checkpoint: Path) -> None:
+    change_config(checkpoint, tie_word_embeddings=True)
+    assert "set tie_word_embeddings to false" in refusal(ExportError, checkpoint)
+
+
+def test_a_stored_copy_of_the_tied_head_is_fine(checkpoint: Path) -> None:
+    def tie(tensors: dict[str, torch.Tensor]) -> None:
+        tensors["lm_head.weight"] = tensors["model.embed_tokens.weight"].clone()
+
+    change_tensors(checkpoint, tie)
+    change_config(checkpoint, tie_word_embeddings=True)
+    write_graph(checkpoint, checkpoint.parent / "out", "fp32", 32, CONTEXT, ignore)
+
+
+def test_refuses_a_context_beyond_the_checkpoints(checkpoint: Path) -> None:
+    assert "a context of 129 tokens" in refusal(ExportError, checkpoint, context=129)
+
+
+@pytest.mark.parametrize("precision", ["fp32", "fp16", "int8", "int4"])
+def test_refuses_nan(checkpoint: Path, precision: Precision) -> None:
+    change_tensors(checkpoint, lambda tensors: tensors[UP][3].fill_(float("nan")))
+    assert f'tensor "{UP}"' in refusal(CheckpointError, checkpoint, precision)
+
+
+def test_refuses_what_half_precision_cannot_hold(checkpoint: Path) -> None:
+    change_tensors(checkpoint, lambda tensors: tensors[UP][3].fill_(-70_000.0))
+    assert f'"{UP}" has values beyond' in refusal(ExportError, checkpoint, "fp16")
+
+
+@pytest.mark.parametrize("name", ["model.onnx.data", "model.onnx", "head.onnx"])
+def test_a_full_disk_is_one_sentence(checkpoint: Path, name: str) -> None:
+    (checkpoint.parent / "out" / name).symlink_to("/dev/full")
+    assert "No space left" in refusal(ExportError, checkpoint)
+
+
+def test_configs_are_what_the_families_say() -> None:
+    """The lambdas above would not notice a misspelt key: transformers keeps it as an unused attribute."""
+    for make in FAMILIES.values():
+        config: PretrainedConfig = make().config
+        assert config.num_hidden_layers == 3
+        assert config.max_position_embeddings == 128

@@ -1,0 +1,134 @@
+"""The report's records: a trip through JSON changes nothing, and what is half understood is refused."""
+
+import dataclasses
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import sample_report
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from runtime.errors import DataError
+from runtime.report import (
+    SCHEMA_VERSION,
+    Answer,
+    Check,
+    Comparison,
+    Estimate,
+    GateReport,
+    LatencyPoint,
+    Report,
+    Score,
+    from_json,
+    read_report,
+    to_json,
+)
+
+st.register_type_strategy(float, st.floats(allow_nan=False, allow_infinity=False))
+SAMPLES = (sample_report.admitted, sample_report.refused, sample_report.undecided, sample_report.bare)
+
+
+@pytest.mark.parametrize("sample", SAMPLES)
+def test_a_whole_report_survives_the_trip(sample: Callable[[], Report]) -> None:
+    report = sample()
+    assert from_json(Report, to_json(report)) == report
+
+
+@pytest.mark.parametrize("kind", [Estimate, Comparison, Score, Answer, LatencyPoint, Check, GateReport])
+@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@given(data=st.data())
+def test_any_record_survives_the_trip(kind: type[Any], data: st.DataObject) -> None:
+    record = data.draw(st.from_type(kind))
+    again = from_json(kind, to_json(record))
+    assert again == record
+    assert to_json(again) == to_json(record)
+
+
+def test_whole_numbers_read_as_floats_where_a_float_is_meant() -> None:
+    estimate = from_json(Estimate, '{"value": 1, "low": 0, "high": 2}')
+    assert estimate == Estimate(1.0, 0.0, 2.0)
+    assert type(estimate.value) is float
+
+
+def test_a_figure_that_is_not_finite_is_never_written() -> None:
+    with pytest.raises(ValueError, match="not JSON compliant"):
+        to_json(Estimate(float("nan"), 0.0, 1.0))
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "said"),
+    [
+        (("extra",), 1, "Report has unknown fields: extra"),
+        (("parity", "rendering", "extra"), 1, "Report.parity.rendering has unknown fields: extra"),
+        (("name",), 3, "Report.name must be a str, not 3"),
+        (("name",), None, "Report.name must be a str, not None"),
+        (("gate", "verdict"), "maybe", "Report.gate.verdict must be one of pass, fail, inconclusive"),
+        (("gate", "checks"), {}, r"Report.gate.checks must be a list"),
+        (("gate", "checks", 0, "threshold"), "0.1", r"Report.gate.checks\[0\].threshold must be a number"),
+        (("gate", "checks", 0, "threshold"), True, r"Report.gate.checks\[0\].threshold must be a number"),
+        (("latency", "threads"), 2.0, "Report.latency.threads must be a int, not 2.0"),
+        (("latency", "threads"), True, "Report.latency.threads must be a int, not True"),
+        (("lineage",), [], "Report.lineage must be an object"),
+        (("sizes", "base"), 1.5, "Report.sizes.base must be a int"),
+        (("parity", "comparisons", 1), [], r"Report.parity.comparisons\[1\] must be an object"),
+        (("parity", "cache", 0, "way"), "sideways", r"cache\[0\].way must be one of decode, chunks, rewind"),
+    ],
+)
+def test_a_wrong_field_is_named(path: tuple[str | int, ...], value: object, said: str) -> None:
+    with pytest.raises(DataError, match=said):
+        from_json(Report, changed(path, value))
+
+
+def changed(path: tuple[str | int, ...], value: object) -> str:
+    """The admitted report's JSON with one value put in place."""
+    tree: Any = json.loads(to_json(sample_report.admitted()))
+    at = tree
+    for key in path[:-1]:
+        at = at[key]
+    at[path[-1]] = value
+    return json.dumps(tree)
+
+
+@pytest.mark.parametrize("name", [field.name for field in dataclasses.fields(Report)])
+def test_no_field_may_be_missing(name: str) -> None:
+    tree = json.loads(to_json(sample_report.admitted()))
+    del tree[name]
+    with pytest.raises(DataError, match=f"Report lacks the fields: {name}"):
+        from_json(Report, json.dumps(tree))
+
+
+def test_what_is_not_json_is_refused() -> None:
+    with pytest.raises(DataError, match="a Report is not valid JSON"):
+        from_json(Report, to_json(sample_report.admitted())[:-9])
+
+
+def test_a_file_is_read_back(tmp_path: Path) -> None:
+    path = tmp_path / "report.json"
+    path.write_text(to_json(sample_report.refused()), encoding="utf-8")
+    assert read_report(path) == sample_report.refused()
+
+
+@pytest.mark.parametrize("version", [SCHEMA_VERSION + 1, 0, None, "1"])
+def test_another_schema_version_is_refused_before_anything_else(tmp_path: Path, version: object) -> None:
+    path = tmp_path / "report.json"
+    path.write_text(json.dumps({"schema_version": version, "of": "the future"}), encoding="utf-8")
+    with pytest.raises(
+        DataError, match=f"schema version {version}; this version reads {SCHEMA_VERSION} only"
+    ):
+        read_report(path)
+
+
+@pytest.mark.parametrize("content", [b"", b"{", b"[]", b"3", b"\xff\xfe"])
+def test_a_file_that_is_no_report_is_refused(tmp_path: Path, content: bytes) -> None:
+    path = tmp_path / "report.json"
+    path.write_bytes(content)
+    with pytest.raises(DataError, match=r"report\.json"):
+        read_report(path)
+
+
+def test_a_missing_file_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="cannot read the report"):
+        read_report(tmp_path / "absent.json")

@@ -1,0 +1,279 @@
+"""report.html: everything is in it, nothing gets out of it, and a browser draws it."""
+
+import re
+import string
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from html.parser import HTMLParser
+from pathlib import Path
+
+import chromium
+import pytest
+import sample_report
+
+from pipeline.evidence.report import checks
+from pipeline.evidence.report.html import draw
+from pipeline.evidence.report.words import NAMES, WORDS
+from runtime.report import Check, Report
+
+SAMPLES: dict[str, Callable[[], Report]] = {
+    "admitted": sample_report.admitted,
+    "refused": sample_report.refused,
+    "undecided": sample_report.undecided,
+    "bare": sample_report.bare,
+}
+
+
+class Page(HTMLParser):
+    """The text of each language's part, and every element with its attributes."""
+
+    VOID = ("meta", "input", "br", "link", "img")
+
+    def __init__(self, html: str) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.elements: list[tuple[str, dict[str, str | None]]] = []
+        self.texts: dict[str, list[str]] = {"en": [], "zh-Hans": []}
+        self.language = ""
+        self.feed(html)
+        self.close()
+
+    def handle_starttag(self, tag: str, attributes: list[tuple[str, str | None]]) -> None:
+        self.elements.append((tag, dict(attributes)))
+        if tag not in self.VOID:
+            self.open.append(tag)
+        if tag == "main":
+            self.language = dict(attributes)["lang"] or ""
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+        if tag == "main":
+            self.language = ""
+
+    def handle_data(self, data: str) -> None:
+        if self.language and data.strip():
+            self.texts[self.language].append(data.strip())
+
+
+@pytest.fixture(scope="module", params=SAMPLES)
+def page(request: pytest.FixtureRequest) -> Page:
+    return Page(draw(SAMPLES[request.param]()))
+
+
+def test_it_is_well_formed_and_holds_both_languages(page: Page) -> None:
+    assert page.open == []
+    assert [attributes["lang"] for tag, attributes in page.elements if tag == "main"] == ["en", "zh-Hans"]
+    assert len(page.texts["en"]) == len(page.texts["zh-Hans"]) > 50
+
+
+def test_it_fetches_nothing(page: Page) -> None:
+    for tag, attributes in page.elements:
+        assert tag not in ("link", "img", "iframe", "object", "embed")
+        assert not {"src", "href", "srcset", "action", "style"} & set(attributes)
+    policy = next(
+        attributes["content"]
+        for tag, attributes in page.elements
+        if "http-equiv" in attributes and tag == "meta"
+    )
+    assert policy is not None
+    assert policy.startswith("default-src 'none'")
+    assert "script-src 'sha256-" in policy
+
+
+def test_every_chart_says_what_it_shows(page: Page) -> None:
+    tags = [tag for tag, _ in page.elements]
+    pictures = [index for index, tag in enumerate(tags) if tag == "svg"]
+    assert pictures
+    for index in pictures:
+        assert page.elements[index][1]["role"] == "img"
+        assert tags[index + 1 : index + 3] == ["title", "desc"]
+
+
+def test_an_utterance_is_text_and_never_markup() -> None:
+    html = draw(sample_report.refused())
+    assert sample_report.SCRIPT not in html
+    assert html.count("<script>") == 1
+    escaped = "play &lt;script&gt;document.title=&#39;owned&#39;&lt;/script&gt; &amp; “friends”"
+    assert html.count(escaped) == 2
+
+
+def test_names_from_the_report_are_text_too() -> None:
+    report = sample_report.admitted()
+    evil = '"><img src=x onerror=alert(1)>'
+    tainted = replace(
+        report,
+        name=evil,
+        lineage={evil: evil},
+        sizes={evil: 3},
+        training={evil: 1.0},
+        parity=replace(
+            report.parity,
+            comparisons=tuple(replace(one, name=evil, against=evil) for one in report.parity.comparisons),
+        ),
+        latency=replace(report.latency, machine=replace(report.latency.machine, processor=evil)),
+    )
+    assert "<img" not in draw(tainted)
+
+
+@pytest.mark.parametrize(
+    ("name", "word"), [("admitted", "Admitted"), ("refused", "Refused"), ("undecided", "Refused")]
+)
+def test_the_verdict_is_the_headline(name: str, word: str) -> None:
+    assert re.search(rf"<h1>{word}</h1>", draw(SAMPLES[name]()))
+
+
+def test_what_did_not_pass_is_said_in_sentences() -> None:
+    texts = Page(draw(sample_report.refused())).texts["en"]
+    assert "Mean KL from the unmerged model: 0.430 (0.370 – 0.494); at most 0.01 is allowed." in texts
+    assert any("The way breaks at “ONNX int8”" in text for text in texts)
+    undecided = Page(draw(sample_report.undecided())).texts["en"]
+    assert "Time to first token over unmerged, 256 tokens: not measured." in undecided
+
+
+def test_the_way_goes_red_at_the_first_step_that_breaks() -> None:
+    steps = checks.steps(sample_report.refused())
+    assert [step.verdict for step in steps] == ["pass", "pass", "pass", "fail", "fail"]
+    assert [step.guilty for step in steps] == [False, False, False, True, False]
+    assert not any(step.guilty for step in checks.steps(sample_report.admitted()))
+
+
+@pytest.mark.parametrize("sample", SAMPLES.values())
+def test_the_english_reasons_are_those_of_the_gate(sample: Callable[[], Report]) -> None:
+    report = sample()
+    assert [line.reason for line in checks.lines(report, "en")] == [
+        check.reason for check in report.gate.checks
+    ]
+
+
+def test_checks_of_one_threshold_are_told_apart() -> None:
+    labels = [line.label for line in checks.lines(sample_report.admitted(), "en")]
+    assert len(set(labels)) == len(labels)
+    ours = {
+        "Cache, token by token",
+        "Cache, rewound and refilled",
+        "Time per token over unmerged, 256 tokens",
+    }
+    assert ours <= set(labels)
+
+
+def test_a_check_that_has_no_words_yet_is_shown_in_its_own() -> None:
+    report = sample_report.admitted()
+    new = Check("max_heat", "heat of the <chip>", 3.0, None, None, 5.0, "at most", "pass", "cool enough")
+    html = draw(replace(report, gate=replace(report.gate, checks=(*report.gate.checks, new))))
+    assert html.count("heat of the &lt;chip&gt;") == 2
+    assert html.count("cool enough") == 2
+
+
+@pytest.mark.parametrize("words", [WORDS, NAMES])
+def test_every_text_has_both_languages_and_the_same_placeholders(words: dict[str, tuple[str, str]]) -> None:
+    for key, (english, chinese) in words.items():
+        assert english, key
+        assert chinese, key
+        assert placeholders(english) == placeholders(chinese), key
+
+
+def placeholders(text: str) -> set[str]:
+    names = [name for _, name, _, _ in string.Formatter().parse(text) if name is not None]
+    return {name or str(index) for index, name in enumerate(names)}
+
+
+def test_chinese_texts_are_chinese() -> None:
+    # Symbols, units and names that both languages write alike.
+    alike = {"short.kl", "p50", "p95", "p99", "with interval"}
+    for key, (_, chinese) in WORDS.items():
+        assert key in alike or re.search("[\u4e00-\u9fff]", chinese), key
+        words = set(re.findall(r"[A-Za-z]{2,}", chinese))
+        assert words <= {"KL", "logit", "McNemar", "RMS", "sha"}, (key, words)
+
+
+def test_no_english_label_is_left_in_the_chinese_part(page: Page) -> None:
+    english = {text for text, _ in (*WORDS.values(), *NAMES.values()) if re.search("[a-z]{3}", text)}
+    same = {text for text, chinese in (*WORDS.values(), *NAMES.values()) if text == chinese}
+    assert not (english - same) & set(page.texts["zh-Hans"])
+
+
+def test_changed_answers_are_listed_on_both_sides() -> None:
+    texts = Page(draw(sample_report.refused())).texts["en"]
+    assert "Right before, wrong in the bundle: 16" in texts
+    assert "Wrong before, right in the bundle: 1" in texts
+    assert all(f"{16 + step} degrees for me" in texts for step in range(12))
+    assert "No answer changed from right to wrong or back." in Page(draw(sample_report.bare())).texts["en"]
+
+
+PROBE = """
+const main = [...document.querySelectorAll("main")].filter(one => one.getClientRects().length);
+const drawn = [...main[0].querySelectorAll("svg")].filter(one => !one.closest("details"));
+const empty = drawn.filter(one => one.getBoundingClientRect().width < 40 || one.getBBox().width < 10
+  || one.getBoundingClientRect().height < 8 || !one.querySelector("rect, line, circle"));
+return {
+  languages: main.map(one => one.lang), charts: drawn.length, empty: empty.length,
+  page: document.documentElement.scrollWidth, window: innerWidth, title: document.title,
+  said: document.documentElement.lang,
+  background: getComputedStyle(document.body).backgroundColor,
+};
+"""
+
+
+@pytest.fixture(scope="module", params=[("en-US", 390, False), ("zh-CN", 390, True), ("en-US", 1280, True)])
+def browser(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[tuple[chromium.Chromium, str]]:
+    """A window, and the language its reader prefers."""
+    if reason := chromium.missing():
+        pytest.skip(f"no browser to look with: {reason}")
+    language, width, dark = request.param
+    with chromium.Chromium(tmp_path_factory.mktemp("profile"), width, 844, language, dark) as window:
+        yield window, "zh-Hans" if language == "zh-CN" else "en"
+
+
+@pytest.mark.parametrize("name", SAMPLES)
+def test_a_browser_draws_every_chart_without_complaint_or_overflow(
+    browser: tuple[chromium.Chromium, str], name: str, tmp_path: Path
+) -> None:
+    window, preferred = browser
+    page = tmp_path / "report.html"
+    page.write_text(draw(SAMPLES[name]()), encoding="utf-8")
+    window.open(page)
+    first = window.run(PROBE)
+    window.run("document.querySelector('input[name=language]:not(:checked)').click()")
+    second = window.run(PROBE)
+    assert first["languages"] == [preferred]
+    assert sorted(first["languages"] + second["languages"]) == ["en", "zh-Hans"]
+    for seen in (first, second):
+        assert seen["languages"] == [seen["said"]]
+        assert seen["charts"] >= 4
+        assert seen["empty"] == 0
+        assert seen["page"] <= seen["window"]
+        assert "owned" not in seen["title"]
+    window.run("document.querySelectorAll('details').forEach(one => one.open = true)")
+    assert window.run(PROBE)["page"] <= first["window"]
+    assert window.console() == []
+
+
+def test_light_and_dark_have_their_own_colours(
+    browser: tuple[chromium.Chromium, str], tmp_path: Path
+) -> None:
+    window, _ = browser
+    page = tmp_path / "report.html"
+    page.write_text(draw(sample_report.admitted()), encoding="utf-8")
+    window.open(page)
+    seen = []
+    for scheme in ("light", "dark"):
+        features = [{"name": "prefers-color-scheme", "value": scheme}]
+        window.command("Emulation.setEmulatedMedia", {"features": features})
+        seen.append(window.run(PROBE)["background"])
+    assert seen == ["rgb(251, 250, 247)", "rgb(21, 21, 22)"]
+
+
+def test_without_script_the_page_is_english_and_the_switch_still_works(
+    browser: tuple[chromium.Chromium, str], tmp_path: Path
+) -> None:
+    window, _ = browser
+    page = tmp_path / "report.html"
+    page.write_text(
+        re.sub("<script>.*</script>", "", draw(sample_report.admitted()), flags=re.S), encoding="utf-8"
+    )
+    window.open(page)
+    assert window.run(PROBE)["languages"] == ["en"]
+    window.run("document.querySelector('label[for=zh]').click()")
+    assert window.run(PROBE)["languages"] == ["zh-Hans"]

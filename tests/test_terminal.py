@@ -1,0 +1,67 @@
+"""The tables of the terminal: readable at 80 columns, and a reason for whatever did not pass."""
+
+from collections.abc import Callable
+from dataclasses import replace
+from io import StringIO
+
+import pytest
+import sample_report
+from rich.console import Console
+from rich.table import Table
+
+from pipeline.evidence.report.terminal import summary_table, verdict_table
+from runtime.report import Report
+
+SAMPLES = (sample_report.admitted, sample_report.refused, sample_report.undecided, sample_report.bare)
+
+
+def shown(table: Table) -> str:
+    out = StringIO()
+    Console(file=out, width=80, no_color=True).print(table)
+    return out.getvalue()
+
+
+@pytest.mark.parametrize("sample", SAMPLES)
+def test_tables_fit_80_columns_and_cut_nothing_off(sample: Callable[[], Report]) -> None:
+    for text in (shown(verdict_table(sample().gate)), shown(summary_table(sample()))):
+        assert max(map(len, text.splitlines())) <= 80
+        assert "…" not in text
+
+
+@pytest.mark.parametrize("sample", SAMPLES)
+def test_every_check_has_its_verdict(sample: Callable[[], Report]) -> None:
+    gate = sample().gate
+    lines = [line.rstrip() for line in shown(verdict_table(gate)).splitlines()][1:]
+    words = {"pass": "passed", "fail": "FAILED", "inconclusive": "UNDECIDED"}
+    found = [word for line in lines for word in words.values() if line.endswith(word)]
+    assert found == [words[check.verdict] for check in gate.checks]
+
+
+def test_what_did_not_pass_says_why_beside_figure_and_threshold() -> None:
+    text = " ".join(shown(verdict_table(sample_report.refused().gate)).split())
+    assert "int8: refused, 4 of 14 checks passed" in text
+    assert (
+        "mean KL from the unmerged model 0.430 at most 0.01 FAILED beyond the threshold (0.370 – 0.494)"
+        in text
+    )
+
+
+def test_the_summary_sets_the_bundle_beside_the_others() -> None:
+    rows = [" ".join(line.split()) for line in shown(summary_table(sample_report.admitted())).splitlines()]
+    assert "base unmerged merged bundle" in rows
+    assert "exact calls 3.0 % 90.8 % 90.4 %" in rows
+    assert "same first token 100 % 99.2 %" in rows
+    assert "each token, 256 behind 46.1 ms 38.5 ms 6.92 ms" in rows
+    assert "size on disk 542 MB 562 MB 538 MB 175 MB" in rows
+
+
+def test_text_from_elsewhere_cannot_steer_the_terminal() -> None:
+    gate = sample_report.refused().gate
+    hostile = replace(
+        gate.checks[0], subject="[red]subject[/red]\x1b[2J", reason="\x1b]0;title\x07 [bold]why"
+    )
+    text = shown(verdict_table(replace(gate, checks=(hostile,))))
+    assert "\x1b" not in text
+    assert "\x07" not in text
+    assert "[red]subject[/red]" in text
+    assert "[bold]why" in text
