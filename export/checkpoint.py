@@ -47,6 +47,7 @@ def export_checkpoint(
         kv_heads=architecture.kv_heads,
         head_dim=architecture.head_dim,
         shared_cache=True,
+        position_ids=False,
     )
     write_genai_config(decoder, tokens, out)
     write_graph(checkpoint, out, precision, block_size, context, progress)

@@ -27,8 +27,9 @@ class Decoder:
     kv_heads: int
     head_dim: int
     shared_cache: bool
-    """Past and present are one buffer, and positions follow from the mask; otherwise the cache grows by
-    each step and position_ids is an input."""
+    """Past and present may be one buffer as long as the context; otherwise the present is the longer."""
+    position_ids: bool
+    """Positions are an input; otherwise they follow from the attention mask."""
 
 
 def write_genai_config(decoder: Decoder, tokens: SpecialTokens, out: Path) -> None:
@@ -43,7 +44,7 @@ def write_genai_config(decoder: Decoder, tokens: SpecialTokens, out: Path) -> No
         "past_key_names": "past_key_values.%d.key",
         "past_value_names": "past_key_values.%d.value",
     }
-    if not decoder.shared_cache:
+    if decoder.position_ids:
         inputs["position_ids"] = "position_ids"
     model: dict[str, object] = {
         "type": decoder.model_type,

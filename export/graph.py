@@ -199,7 +199,7 @@ class _Decoder:
         }
         window = a.windows[layer]
         if window is not None and window < self.context:
-            attributes["local_window_size"] = window + 1
+            attributes["local_window_size"] = window
         mixed, key, value = nodes.add_many(
             "GroupQueryAttention",
             (*heads, *past, *lengths, *rotation),

@@ -15,14 +15,13 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 from rich.console import Console
 
-from runtime.errors import CockpitError
+from runtime.errors import CockpitError, PromptError
 
 if TYPE_CHECKING:
     from pipeline.stages import Plan
 
 app = typer.Typer(
     name="cockpit",
-    help="From a base model and in-car utterances to a proven bundle that a car can run.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     add_completion=False,
@@ -211,16 +210,20 @@ def chat(bundle: BundleFolder, threads: Threads = 2) -> None:
     import runtime
 
     assistant = runtime.load(bundle, threads=threads)
+    system: runtime.Message = {"role": "system", "content": assistant.manifest.prompt.system}
     while True:
         try:
-            utterance = console.input("[bold]>[/bold] ")
+            utterance = console.input("[bold]>[/bold] ").strip()
         except EOFError:
             return
-        if not utterance.strip():
+        if not utterance:
             return
-        for piece in assistant.generate(assistant.messages(utterance)):
-            console.print(piece, end="", markup=False, highlight=False)
-        console.print()
+        try:
+            for piece in assistant.generate([system, {"role": "user", "content": utterance}]):
+                console.print(piece, end="", markup=False, highlight=False, soft_wrap=True)
+            console.print()
+        except PromptError as error:
+            console.print(str(error), markup=False)
 
 
 @app.command(epilog="Example: cockpit bench runs/smollm2-135m/bundle --json")

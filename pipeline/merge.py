@@ -9,23 +9,24 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import Executor, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
+from threadpoolctl import threadpool_limits
 
-from export.weights import INDEX, SINGLE, Checkpoint, SafetensorsWriter, read_header
+from export.weights import INDEX, SINGLE, Array, Checkpoint, SafetensorsWriter, read_header
 from pipeline.adapter import Adapter, Update, read_adapter, read_factor, updates
 from pipeline.fingerprint import tensor_digest
 from pipeline.rows import row_blocks
 from pipeline.stage import RECORD, Progress
 from runtime.errors import AdapterError, CheckpointError
 
-MANTISSA_BITS = {"float32": 23, "float16": 10, "bfloat16": 7}
-"""Stored bits of the significand: ulp(x) = 2^(exponent of x − bits)."""
+PRECISIONS = {"float32": (23, -126), "float16": (10, -14), "bfloat16": (7, -126)}
+"""Stored bits of the significand and smallest exponent: ulp(x) = 2^(max(exponent of x, smallest) − bits)."""
 
 _WEIGHTS = (".safetensors", ".safetensors.index.json", ".bin", ".bin.index.json", ".pt", ".pth", ".gguf")
 _THREADS = 2
@@ -37,11 +38,11 @@ class Proof:
     """How one merged tensor compares with a float64 W0 + s·BA.
 
     Attributes:
-        max_error_ulp: largest distance, in units of the last place of the stored type.
+        max_error: largest distance, as a share of what rounding explains: at most 1.
         relative_update: ‖s·BA‖ / ‖W0‖ (Frobenius).
     """
 
-    max_error_ulp: float
+    max_error: float
     relative_update: float
 
 
@@ -65,24 +66,26 @@ def merge(base: Path, adapter: Path, out: Path, progress: Progress) -> dict[str,
     planned = {update.target: update for update in updates(understood, weights)}
     _refuse_other_types(weights, planned)
     shards = _shards(base, weights, planned)
-    _write(weights, understood, planned, shards, out, progress)
-    _copy_other_files(base, out)
-    _write_layout(weights, planned, shards, out)
-    proofs = _prove(weights, Checkpoint(out), understood, planned, progress)
+    # Blocks are worked on side by side; a BLAS that splits each of them again only waits for itself.
+    with threadpool_limits(1, "blas"), ThreadPoolExecutor(_THREADS) as pool:
+        _write(weights, understood, planned, shards, out, pool, progress)
+        _copy_other_files(base, out)
+        _write_layout(weights, planned, shards, out)
+        proofs = _prove(weights, Checkpoint(out), understood, planned, pool, progress)
     return {
         "merged_tensors": len(planned),
         "copied_tensors": sum(map(len, shards.values())) - len(planned),
-        "max_error_ulp": max(proof.max_error_ulp for proof in proofs.values()),
+        "max_error": max(proof.max_error for proof in proofs.values()),
         "relative_update": {name: proof.relative_update for name, proof in proofs.items()},
     }
 
 
 def _refuse_other_types(base: Checkpoint, planned: Mapping[str, Update]) -> None:
     for update in planned.values():
-        if base.dtype(update.source).name not in MANTISSA_BITS:
+        if base.dtype(update.source).name not in PRECISIONS:
             raise CheckpointError(
                 f'tensor "{update.source}" is {base.dtype(update.source)}; '
-                f"an update can be added to {', '.join(MANTISSA_BITS)}"
+                f"an update can be added to {', '.join(PRECISIONS)}"
             )
 
 
@@ -107,6 +110,7 @@ def _write(
     planned: Mapping[str, Update],
     shards: Mapping[str, Sequence[str]],
     out: Path,
+    pool: Executor,
     progress: Progress,
 ) -> None:
     total = sum(map(len, shards.values()))
@@ -117,7 +121,8 @@ def _write(
         with SafetensorsWriter(out / file, layout, {"format": "pt"}) as writer:
             for name in names:
                 if update := planned.get(name):
-                    _write_sum(base, adapter, update, writer)
+                    for block in _sums(base, adapter, update, pool):
+                        writer.append(name, block)
                 else:
                     for start, stop in row_blocks(base.shape(name), _COPY_ELEMENTS):
                         writer.append(name, base.read(name, start, stop))
@@ -125,13 +130,17 @@ def _write(
                 progress("merging", done, total)
 
 
-def _write_sum(base: Checkpoint, adapter: Adapter, update: Update, writer: SafetensorsWriter) -> None:
+def _sums(base: Checkpoint, adapter: Adapter, update: Update, pool: Executor) -> Iterator[Array]:
+    """W0 + s·BA in blocks of rows: float32, rounded once to the base's type."""
     a, b = _factors(adapter, update)
-    dtype = base.dtype(update.source)
-    for start, stop in row_blocks(base.shape(update.source)):
-        block = np.float32(update.scale) * (b[start:stop] @ a)
-        block += base.read_float32(update.source, start, stop)
-        writer.append(update.target, block.astype(dtype))
+    dtype, scale = base.dtype(update.source), np.float32(update.scale)
+
+    def block(rows: tuple[int, int]) -> Array:
+        total = scale * (b[slice(*rows)] @ a)
+        total += base.read_float32(update.source, *rows)
+        return total.astype(dtype)
+
+    return pool.map(block, row_blocks(base.shape(update.source)))
 
 
 def _factors(adapter: Adapter, update: Update) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
@@ -166,7 +175,12 @@ def _header_bytes(file: Path) -> int:
 
 
 def _prove(
-    base: Checkpoint, merged: Checkpoint, adapter: Adapter, planned: Mapping[str, Update], progress: Progress
+    base: Checkpoint,
+    merged: Checkpoint,
+    adapter: Adapter,
+    planned: Mapping[str, Update],
+    pool: Executor,
+    progress: Progress,
 ) -> dict[str, Proof]:
     """Read the written files back.
 
@@ -175,38 +189,30 @@ def _prove(
             update differs from the base's.
     """
     untouched = [name for name in merged.names if name not in planned]
-    done = 0
-
-    def same(name: str) -> bool:
-        return tensor_digest(merged, name) == tensor_digest(base, name)
-
-    def proof(update: Update) -> Proof:
-        return _proof(base, merged, adapter, update)
-
+    total = len(merged.names)
+    same = pool.map(lambda name: tensor_digest(merged, name) == tensor_digest(base, name), untouched)
+    for done, (name, equal) in enumerate(zip(untouched, same, strict=True), start=1):
+        if not equal:
+            raise AdapterError(f'tensor "{name}" has no update but differs from the base; merge again')
+        progress("proving", done, total)
+    found = pool.map(lambda update: _proof(base, merged, adapter, update), planned.values())
     proofs: dict[str, Proof] = {}
-    with ThreadPoolExecutor(_THREADS) as pool:
-        for name, equal in zip(untouched, pool.map(same, untouched), strict=True):
-            if not equal:
-                raise AdapterError(f'tensor "{name}" has no update but differs from the base; merge again')
-            done += 1
-            progress("proving", done, len(merged.names))
-        for name, found in zip(planned, pool.map(proof, planned.values()), strict=True):
-            proofs[name] = found
-            done += 1
-            progress("proving", done, len(merged.names))
+    for done, (name, proof) in enumerate(zip(planned, found, strict=True), start=len(untouched) + 1):
+        proofs[name] = proof
+        progress("proving", done, total)
     return proofs
 
 
 def _proof(base: Checkpoint, merged: Checkpoint, adapter: Adapter, update: Update) -> Proof:
     """Compare every element with float64; the tolerance is half an ulp plus what float32 can lose.
 
-    What float32 loses: each of the rank products and sums of BA, and the scale, round to 2⁻²⁴ of
-    s·|B||A| at most; adding W0 rounds to 2⁻²⁴ of the sum.
+    What float32 loses: the rank products and sums of BA and the scale each round to 2⁻²⁴ of s·|B||A| at
+    most; adding W0 rounds to 2⁻²⁴ of the sum, which the stored value gives to within a factor of two.
     """
     a, b = _factors(adapter, update)
     a64, scaled = a.astype(np.float64), b.astype(np.float64) * update.scale
     a_size, b_size = np.abs(a), np.abs(b) * np.float32(abs(update.scale) * (update.rank + 2) * 2.0**-24)
-    bits = MANTISSA_BITS[merged.dtype(update.target).name]
+    bits, smallest = PRECISIONS[merged.dtype(update.target).name]
     worst = update_square = base_square = 0.0
     for start, stop in row_blocks(merged.shape(update.target)):
         stored = merged.read_float32(update.target, start, stop)
@@ -218,9 +224,8 @@ def _proof(base: Checkpoint, merged: Checkpoint, adapter: Adapter, update: Updat
         exact -= stored
         error = np.abs(exact, out=exact).astype(np.float32)
         size = np.abs(stored)
-        ulp = _ulp(size, bits)
         tolerance = b_size[start:stop] @ a_size
-        tolerance += np.float32(0.5) * ulp
+        tolerance += _half_ulp(size, bits, smallest)
         tolerance += np.float32(2.0**-23) * size
         if not (error <= tolerance).all():
             row, column = np.unravel_index(np.argmax(error - tolerance), error.shape)
@@ -229,12 +234,14 @@ def _proof(base: Checkpoint, merged: Checkpoint, adapter: Adapter, update: Updat
                 f"off by {error[row, column]:.3g} where rounding explains {tolerance[row, column]:.3g}; "
                 "merge again"
             )
-        error /= ulp
+        error /= tolerance
         worst = max(worst, float(error.max()))
     return Proof(worst, float(np.sqrt(update_square / base_square)) if base_square else float("inf"))
 
 
-def _ulp(size: NDArray[np.float32], bits: int) -> NDArray[np.float32]:
-    """Unit of the last place of float32 values at `bits` of significand: their exponent alone, scaled."""
+def _half_ulp(size: NDArray[np.float32], bits: int, smallest: int) -> NDArray[np.float32]:
+    """Half the unit of the last place of absolute values: their exponent alone, scaled."""
     power = (size.view(np.uint32) & np.uint32(0x7F80_0000)).view(np.float32)
-    return np.maximum(power, np.float32(2.0**-126)) * np.float32(2.0**-bits)
+    np.maximum(power, np.float32(2.0**smallest), out=power)
+    power *= np.float32(2.0 ** (-bits - 1))
+    return power

@@ -5,8 +5,8 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 
-BLOCK_ELEMENTS = 1 << 18
-"""Elements of one block: in float64 it fits the second-level cache of current processors."""
+BLOCK_ELEMENTS = 1 << 20
+"""Elements of one block: 8 MB in float64, which third-level caches hold."""
 
 
 def row_blocks(shape: Sequence[int], elements: int = BLOCK_ELEMENTS) -> Iterator[tuple[int, int]]:

@@ -17,8 +17,10 @@ from numpy.typing import NDArray
 from runtime.calls import Call, call_grammar, check_call, load_tools, parse_calls
 from runtime.chat import Chat, Message
 from runtime.constraint import ConstrainedAnswer, Constraint
-from runtime.decoder import Decoder, Mark
+from runtime.conversation import Mark
+from runtime.decoder import Decoder
 from runtime.errors import BundleError, DataError, PromptError, UsageError
+from runtime.growing_decoder import GrowingDecoder
 from runtime.manifest import Manifest, verify
 from runtime.sampling import GREEDY, Sampling, allowed_only, choose
 from runtime.session import Provider
@@ -101,11 +103,10 @@ class Assistant:
         except DataError as error:
             raise BundleError(str(error)) from error
         prompt, limits = manifest.prompt, manifest.limits
-        self._chat = Chat(directory)
         self._stop = frozenset(prompt.stop_tokens)
         # A template that defines tool calls lists the tools itself; another model learnt them by training.
         self._shown = self.tools if prompt.form == "hermes" else ()
-        # Half of the time of opening a bundle each, and neither holds the interpreter.
+        # Compiling the grammar's tokenizer takes as long as the rest, and does not hold the interpreter.
         with ThreadPoolExecutor(max_workers=1) as pool:
             constraint = pool.submit(
                 Constraint,
@@ -114,7 +115,9 @@ class Assistant:
                 prompt.stop_tokens,
                 call_grammar(self.tools, prompt.form),
             )
-            self.decoder = Decoder(directory, limits.context, limits.vocabulary, threads, provider, spin)
+            self._chat = Chat(directory)
+            kind = GrowingDecoder if manifest.exporter == "optimum" else Decoder
+            self.decoder = kind(directory, limits.context, limits.vocabulary, threads, provider, spin)
             self._constraint = constraint.result()
         self._prefix = self._common_prefix()
         self._mark: Mark | None = None

@@ -121,7 +121,10 @@ class Chat:
 
 
 class DetokenizerStream:
-    """Tokens in, text out, never half a character: bytes wait until their character is complete."""
+    """Tokens in, text out, never half a character: bytes wait until their character is complete.
+
+    Bytes that can never become a character are U+FFFD, as in the text of all tokens at once.
+    """
 
     def __init__(self, tokenizer: Tokenizer) -> None:
         self._tokenizer = tokenizer

@@ -7,27 +7,20 @@ D the head size.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import onnxruntime
 from numpy.typing import NDArray
 
-from runtime.errors import BundleError, InferenceError, PromptError
+from runtime.conversation import Conversation, Mark, refuse_not_finite
+from runtime.errors import BundleError, InferenceError
 from runtime.session import Provider, first_line, open_session
 
 SCORE_ROWS = 256
 """Positions whose logits `score` computes at once."""
 
 _DTYPES = {"tensor(float)": np.float32, "tensor(float16)": np.float16}
-
-
-@dataclass(frozen=True, eq=False)
-class Mark:
-    """A point in a decoder's conversation: `length` tokens, fed as they were when it was made."""
-
-    length: int
 
 
 class Decoder:
@@ -59,8 +52,7 @@ class Decoder:
         self.context = context
         self.vocabulary = vocabulary
         self.provider = provider
-        self._length = 0
-        self._marks: list[Mark] = []
+        self._conversation = Conversation(context, vocabulary)
         inputs = {value.name: value for value in self._session.get_inputs()}
         self._caches = {name: value for name, value in inputs.items() if name.startswith("past_key_values.")}
         if set(inputs) != {"input_ids", "attention_mask", *self._caches} or not self._caches:
@@ -81,7 +73,7 @@ class Decoder:
     @property
     def length(self) -> int:
         """Tokens in the conversation."""
-        return self._length
+        return self._conversation.length
 
     def feed(self, tokens: Sequence[int]) -> NDArray[np.float32]:
         """Append tokens; logits (V,) after the last one.
@@ -90,9 +82,10 @@ class Decoder:
             PromptError: no tokens, a token outside the vocabulary, or more than the context holds.
             InferenceError: the logits are not finite; the tokens are then not part of the conversation.
         """
-        ids = self._checked(tokens, self._length)
-        total = self._length + ids.size
-        self._mask[0, self._length : total] = 1
+        before = self._conversation.length
+        ids = self._conversation.checked(tokens, before)
+        total = before + ids.size
+        self._mask[0, before:total] = 1
         binding = self._one
         if ids.size == 1:
             self._token[0, 0] = ids[0]
@@ -101,11 +94,11 @@ class Decoder:
             binding.bind_cpu_input("input_ids", ids[None])
         try:
             self._run(binding)
-            self._refuse_not_finite(self._logits)
+            refuse_not_finite(self._logits)
         except BaseException:
-            self._mask[0, self._length : total] = 0
+            self._mask[0, before:total] = 0
             raise
-        self._length = total
+        self._conversation.length = total
         logits: NDArray[np.float32] = self._logits[0, 0].copy()
         return logits
 
@@ -118,7 +111,7 @@ class Decoder:
             PromptError: no tokens, a token outside the vocabulary, or more than the context.
             InferenceError: the logits are not finite.
         """
-        ids = self._checked(tokens, 0)
+        ids = self._conversation.checked(tokens, 0)
         hidden = np.empty((1, ids.size, self._hidden_size), self._hidden_dtype)  # (1, S, H)
         binding = self._session.io_binding()
         binding.bind_cpu_input("input_ids", ids[None])
@@ -132,7 +125,7 @@ class Decoder:
         logits = np.empty((ids.size, self.vocabulary), np.float32)
         for at in range(0, ids.size, SCORE_ROWS):
             logits[at : at + SCORE_ROWS] = self._head.run(None, {name: hidden[:, at : at + SCORE_ROWS]})[0][0]
-        self._refuse_not_finite(logits)
+        refuse_not_finite(logits)
         return logits
 
     def rewind(self, length: int) -> None:
@@ -141,55 +134,27 @@ class Decoder:
         Raises:
             PromptError: the conversation is shorter than that, or the length is negative.
         """
-        if not 0 <= length <= self._length:
-            raise PromptError(f"cannot rewind to {length} tokens: the conversation has {self._length}")
-        self._mask[0, length : self._length] = 0
-        self._length = length
-        self._marks = [mark for mark in self._marks if mark.length <= length]
+        before = self._conversation.length
+        self._conversation.rewind(length)
+        self._mask[0, length:before] = 0
 
     def reset(self) -> None:
         """Start an empty conversation."""
         self.rewind(0)
 
     def mark(self) -> Mark:
-        """Remember this point, so that `holds` can tell later whether it may be rewound to."""
-        mark = Mark(self._length)
-        self._marks.append(mark)
-        return mark
+        """Remember this point of the conversation (`Conversation.mark`)."""
+        return self._conversation.mark()
 
     def holds(self, mark: Mark) -> bool:
-        """Whether the conversation has not been rewound behind a mark since it was made.
-
-        Equal tokens would not be enough: fed in other pieces, they leave a cache that differs by
-        rounding, and an answer would depend on what was asked before.
-        """
-        return mark in self._marks
+        """Whether a mark may still be rewound to (`Conversation.holds`)."""
+        return self._conversation.holds(mark)
 
     def _run(self, binding: onnxruntime.IOBinding) -> None:
         try:
             self._session.run_with_iobinding(binding)
         except Exception as error:
             raise InferenceError(f"ONNX Runtime stopped: {first_line(error)}") from error
-
-    def _checked(self, tokens: Sequence[int], length: int) -> NDArray[np.int64]:
-        try:
-            ids = np.asarray(tokens, np.int64)
-        except (OverflowError, ValueError, TypeError) as error:
-            raise PromptError(f"token ids must be whole numbers: {error}") from error
-        if ids.size == 0 or ids.ndim != 1:
-            raise PromptError("there are no tokens to feed; give at least one")
-        if ids.min() < 0 or ids.max() >= self.vocabulary:
-            wrong = next(int(i) for i in ids if not 0 <= i < self.vocabulary)
-            raise PromptError(f"token {wrong} is not in the vocabulary of {self.vocabulary}")
-        if length + ids.size > self.context:
-            raise PromptError(
-                f"{length + ids.size} tokens do not fit the context of {self.context}; shorten the prompt"
-            )
-        return ids
-
-    def _refuse_not_finite(self, logits: NDArray[np.float32]) -> None:
-        if not np.isfinite(logits).all():
-            raise InferenceError("the model produced logits that are not finite; do not use this bundle")
 
     def _empty_caches(self, length: int) -> dict[str, onnxruntime.OrtValue]:
         """Caches (1, K, length, D), each layer's keys and values; zero pages cost nothing until written."""

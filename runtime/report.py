@@ -12,13 +12,12 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import types
-import typing
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, TypeVar, get_args, get_origin
+from typing import Literal, TypeVar
 
 from runtime.errors import DataError
+from runtime.strict import parse_json, read_record
 
 SCHEMA_VERSION = 1
 
@@ -37,10 +36,14 @@ class Estimate:
 
 @dataclass(frozen=True)
 class Histogram:
-    """Counts between neighbouring edges: `len(edges) == len(counts) + 1`."""
+    """Counts between neighbouring edges, of which there is one more."""
 
     edges: tuple[float, ...]
     counts: tuple[int, ...]
+
+    def __post_init__(self) -> None:
+        if len(self.edges) != len(self.counts) + 1:
+            raise DataError(f"a histogram of {len(self.counts)} counts has {len(self.edges)} edges")
 
 
 @dataclass(frozen=True)
@@ -261,9 +264,17 @@ class Report:
     """Figures of the training stage, empty for an adapter trained elsewhere."""
 
 
-def to_json(record: Any) -> str:
-    """The record as JSON: UTF-8, indented, keys in field order; NaN and infinity are refused."""
-    return json.dumps(dataclasses.asdict(record), ensure_ascii=False, indent=1, allow_nan=False) + "\n"
+def to_json(record: object) -> str:
+    """The record as JSON: UTF-8, indented, keys in field order.
+
+    Raises:
+        DataError: a figure is NaN or infinite, which JSON cannot say and a gate cannot judge.
+    """
+    value = dataclasses.asdict(record)  # type: ignore[call-overload]  # any of the records above
+    try:
+        return json.dumps(value, ensure_ascii=False, indent=1, allow_nan=False) + "\n"
+    except ValueError as error:
+        raise DataError(f"a {type(record).__name__} holds a figure that is not finite: {error}") from error
 
 
 def from_json(kind: type[Record], text: str) -> Record:
@@ -273,10 +284,12 @@ def from_json(kind: type[Record], text: str) -> Record:
         DataError: the text is not JSON, or a field is unknown, missing or of another type.
     """
     try:
-        value = json.loads(text)
-    except json.JSONDecodeError as error:
+        record, problems = read_record(kind, parse_json(text))
+    except ValueError as error:
         raise DataError(f"a {kind.__name__} is not valid JSON: {error}") from error
-    return typing.cast(Record, _read(kind, value, kind.__name__))
+    if record is None:
+        raise DataError(f"a {kind.__name__} is malformed: {'; '.join(problems)}")
+    return record
 
 
 def read_report(path: Path) -> Report:
@@ -287,51 +300,12 @@ def read_report(path: Path) -> Report:
     """
     try:
         text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
+        value = parse_json(text)
+    except FileNotFoundError:
+        raise DataError(f"no report at {path}; run validate or build first") from None
+    except (OSError, ValueError) as error:
         raise DataError(f"cannot read the report {path}: {error}") from error
-    try:
-        version = json.loads(text).get("schema_version")
-    except (json.JSONDecodeError, AttributeError) as error:
-        raise DataError(f"{path} is not a report: {error}") from error
+    version = value.get("schema_version") if isinstance(value, dict) else None
     if version != SCHEMA_VERSION:
         raise DataError(f"{path} has schema version {version}; this version reads {SCHEMA_VERSION} only")
     return from_json(Report, text)
-
-
-def _read(kind: Any, value: Any, where: str) -> Any:
-    """`value` as `kind`, which is a dataclass or one of the annotations used in this file."""
-    if dataclasses.is_dataclass(kind):
-        return _read_fields(typing.cast(type, kind), value, where)
-    origin, arguments = get_origin(kind), get_args(kind)
-    if origin is types.UnionType:
-        return None if value is None else _read(arguments[0], value, where)
-    if origin is Literal:
-        _demand(value in arguments, where, f"one of {', '.join(map(str, arguments))}", value)
-        return value
-    if origin is tuple:
-        _demand(isinstance(value, list), where, "a list", value)
-        return tuple(_read(arguments[0], item, f"{where}[{index}]") for index, item in enumerate(value))
-    if origin is dict:
-        _demand(isinstance(value, dict), where, "an object", value)
-        return {key: _read(arguments[1], item, f"{where}.{key}") for key, item in value.items()}
-    if kind is float:
-        _demand(isinstance(value, int | float) and not isinstance(value, bool), where, "a number", value)
-        return float(value)
-    _demand(type(value) is kind, where, f"a {kind.__name__}", value)
-    return value
-
-
-def _read_fields(kind: type, value: Any, where: str) -> Any:
-    _demand(isinstance(value, dict), where, "an object", value)
-    hints = typing.get_type_hints(kind)
-    names = [field.name for field in dataclasses.fields(kind)]
-    if unknown := sorted(set(value) - set(names)):
-        raise DataError(f"{where} has unknown fields: {', '.join(unknown)}")
-    if missing := [name for name in names if name not in value]:
-        raise DataError(f"{where} lacks the fields: {', '.join(missing)}")
-    return kind(**{name: _read(hints[name], value[name], f"{where}.{name}") for name in names})
-
-
-def _demand(holds: bool, where: str, wanted: str, value: Any) -> None:
-    if not holds:
-        raise DataError(f"{where} must be {wanted}, not {value!r:.60}")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 import types
 import typing
 from typing import Any, Literal, NoReturn, TypeVar
@@ -60,8 +61,11 @@ def _read(kind: Any, value: Any, where: str, problems: list[str]) -> Any:
             problems.append(f"{where} must be an object, not {value!r:.60}")
             return {}
         return {name: _read(arguments[1], item, f"{where}.{name}", problems) for name, item in value.items()}
-    if kind is float and type(value) is int:
+    if kind is float and type(value) is int and abs(value) <= 2**53:
         return float(value)
+    if kind is float and type(value) is float and not math.isfinite(value):
+        problems.append(f"{where} must be finite, not {value!r}")
+        return value
     if type(value) is not kind:
         problems.append(f"{where} must be of type {kind.__name__}, not {value!r:.60}")
     return value

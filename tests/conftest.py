@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -162,16 +163,45 @@ def tiny_exported(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactor
 
 
 @pytest.fixture(scope="session")
-def tiny_bundle(tiny_exported: Path, tiny_tools_file: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A candidate bundle of the tiny checkpoint. Shared: copy it before changing it."""
-    from export.bundle import package
+def tiny_growing(tiny_exported: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same model as other exporters write it: position_ids, and logits of every position.
 
-    out = tmp_path_factory.mktemp("tiny_bundle") / "bundle"
-    package(tiny_exported, out, tiny_tools_file, description())
-    return out
+    Our graph also takes a past as long as the tokens before it; its head is put behind hidden_states.
+    """
+    import onnx
+    from onnx import TensorProto, compose, helper
+
+    folder = tmp_path_factory.mktemp("grown")
+    model = onnx.load(tiny_exported / "model.onnx", load_external_data=False)
+    head = compose.add_prefix(onnx.load(tiny_exported / "head.onnx", load_external_data=False), "head_")
+    last = next(output for output in model.graph.output if output.name == "logits")
+    for node in model.graph.node:
+        node.output[:] = ["last_logits" if name == "logits" else name for name in node.output]
+    vocabulary = last.type.tensor_type.shape.dim[2].dim_value
+    model.graph.output.remove(last)
+    for node in head.graph.node:
+        node.input[:] = ["hidden_states" if n == head.graph.input[0].name else n for n in node.input]
+        node.output[:] = ["logits" if n == head.graph.output[0].name else n for n in node.output]
+    model.graph.node.extend(head.graph.node)
+    model.graph.initializer.extend(head.graph.initializer)
+    model.graph.output.append(
+        helper.make_tensor_value_info("logits", TensorProto.FLOAT, [1, None, vocabulary])
+    )
+    model.graph.input.append(helper.make_tensor_value_info("position_ids", TensorProto.INT64, [1, None]))
+    onnx.save(model, folder / "model.onnx")
+    for name in (
+        "model.onnx.data",
+        "genai_config.json",
+        "tokenizer.json",
+        "tokenizer_config.json",
+        "chat_template.jinja",
+    ):
+        shutil.copyfile(tiny_exported / name, folder / name)
+    return folder
 
 
-def description() -> Description:
+@pytest.fixture(scope="session")
+def tiny_description() -> Description:
     """What the tiny bundle says of itself."""
     from export.bundle import Description
     from runtime.manifest import Lineage
@@ -184,3 +214,18 @@ def description() -> Description:
         system="Turn the request into vehicle function calls.",
         form="json",
     )
+
+
+@pytest.fixture(scope="session")
+def tiny_bundle(
+    tiny_exported: Path,
+    tiny_tools_file: Path,
+    tiny_description: Description,
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Path:
+    """A candidate bundle of the tiny checkpoint. Shared: copy it before changing it."""
+    from export.bundle import package
+
+    out = tmp_path_factory.mktemp("tiny_bundle") / "bundle"
+    package(tiny_exported, out, tiny_tools_file, tiny_description)
+    return out

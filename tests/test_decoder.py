@@ -13,14 +13,18 @@ from numpy.typing import NDArray
 
 from runtime.decoder import Decoder
 from runtime.errors import BundleError, InferenceError, PromptError, UsageError
+from runtime.growing_decoder import GrowingDecoder
 
 TOKENS = [1, 303, 266, 201, 464, 2, 201, 1, 67, 362, 414, 201, 17, 99, 300]
 CONTEXT = 32
 VOCABULARY = 467
+AnyDecoder = Decoder | GrowingDecoder
 
 
-@pytest.fixture
-def decoder(tiny_exported: Path) -> Decoder:
+@pytest.fixture(params=["in place", "growing"])
+def decoder(request: pytest.FixtureRequest, tiny_exported: Path, tiny_growing: Path) -> AnyDecoder:
+    if request.param == "growing":
+        return GrowingDecoder(tiny_growing, CONTEXT, VOCABULARY, threads=1)
     return Decoder(tiny_exported, CONTEXT, VOCABULARY, threads=1)
 
 
@@ -39,7 +43,7 @@ def close(left: NDArray[np.float32], right: NDArray[np.float32]) -> bool:
     return bool(np.abs(left - right).max() < 1e-4 * np.abs(right).max())
 
 
-def test_feed_and_score_are_the_model(decoder: Decoder, expected: NDArray[np.float32]) -> None:
+def test_feed_and_score_are_the_model(decoder: AnyDecoder, expected: NDArray[np.float32]) -> None:
     logits = decoder.feed(TOKENS)
     scores = decoder.score(TOKENS)
     assert logits.shape == (VOCABULARY,)
@@ -50,7 +54,7 @@ def test_feed_and_score_are_the_model(decoder: Decoder, expected: NDArray[np.flo
 
 
 @pytest.mark.parametrize("sizes", [[1] * 15, [4, 1, 1, 9], [14, 1], [7, 8]])
-def test_pieces_equal_the_whole(decoder: Decoder, expected: NDArray[np.float32], sizes: list[int]) -> None:
+def test_pieces_equal_the_whole(decoder: AnyDecoder, expected: NDArray[np.float32], sizes: list[int]) -> None:
     at = 0
     for size in sizes:
         logits = decoder.feed(TOKENS[at : at + size])
@@ -59,7 +63,7 @@ def test_pieces_equal_the_whole(decoder: Decoder, expected: NDArray[np.float32],
         assert decoder.length == at
 
 
-def test_rewind_forgets_what_came_after(decoder: Decoder, expected: NDArray[np.float32]) -> None:
+def test_rewind_forgets_what_came_after(decoder: AnyDecoder, expected: NDArray[np.float32]) -> None:
     decoder.feed(TOKENS[:6])
     decoder.feed([5, 6, 7, 8, 9, 10, 11])
     decoder.rewind(6)
@@ -67,7 +71,7 @@ def test_rewind_forgets_what_came_after(decoder: Decoder, expected: NDArray[np.f
     assert close(decoder.feed(TOKENS[6:]), expected[-1])
 
 
-def test_the_same_pieces_give_the_same_bits(decoder: Decoder) -> None:
+def test_the_same_pieces_give_the_same_bits(decoder: AnyDecoder) -> None:
     decoder.feed(TOKENS[:6])
     first = decoder.feed(TOKENS[6:])
     decoder.feed([400] * 10)
@@ -78,7 +82,7 @@ def test_the_same_pieces_give_the_same_bits(decoder: Decoder) -> None:
     assert np.array_equal(first, decoder.feed(TOKENS[6:]))
 
 
-def test_score_leaves_the_conversation_alone(decoder: Decoder) -> None:
+def test_score_leaves_the_conversation_alone(decoder: AnyDecoder) -> None:
     decoder.feed(TOKENS[:6])
     first = decoder.feed(TOKENS[6:])
     decoder.rewind(6)
@@ -87,14 +91,14 @@ def test_score_leaves_the_conversation_alone(decoder: Decoder) -> None:
     assert np.array_equal(first, decoder.feed(TOKENS[6:]))
 
 
-def test_logits_are_the_callers_own(decoder: Decoder) -> None:
+def test_logits_are_the_callers_own(decoder: AnyDecoder) -> None:
     first = decoder.feed(TOKENS)
     kept = first.copy()
     decoder.feed([3])
     assert np.array_equal(first, kept)
 
 
-def test_the_whole_context_can_be_used(decoder: Decoder) -> None:
+def test_the_whole_context_can_be_used(decoder: AnyDecoder) -> None:
     decoder.feed([5] * (CONTEXT - 1))
     assert np.isfinite(decoder.feed([6])).all()
     assert decoder.length == CONTEXT
@@ -107,7 +111,7 @@ def test_the_whole_context_can_be_used(decoder: Decoder) -> None:
 @pytest.mark.parametrize(
     "tokens", [[], [-1], [VOCABULARY], [3, VOCABULARY + 5], [2**70], [1] * (CONTEXT + 1)]
 )
-def test_wrong_tokens_change_nothing(decoder: Decoder, tokens: list[int]) -> None:
+def test_wrong_tokens_change_nothing(decoder: AnyDecoder, tokens: list[int]) -> None:
     before = decoder.feed(TOKENS[:4])
     for refused in (decoder.feed, decoder.score):
         with pytest.raises(PromptError):
@@ -118,14 +122,14 @@ def test_wrong_tokens_change_nothing(decoder: Decoder, tokens: list[int]) -> Non
 
 
 @pytest.mark.parametrize("length", [-1, 5])
-def test_wrong_rewinds(decoder: Decoder, length: int) -> None:
+def test_wrong_rewinds(decoder: AnyDecoder, length: int) -> None:
     decoder.feed(TOKENS[:4])
     with pytest.raises(PromptError, match="cannot rewind"):
         decoder.rewind(length)
     assert decoder.length == 4
 
 
-def test_a_mark_lasts_until_it_is_rewound_behind(decoder: Decoder) -> None:
+def test_a_mark_lasts_until_it_is_rewound_behind(decoder: AnyDecoder) -> None:
     decoder.feed(TOKENS[:6])
     mark = decoder.mark()
     decoder.feed([4, 5])
@@ -201,3 +205,10 @@ def export_with_poisoned_token(checkpoint: Path, out: Path, token: int) -> None:
     assert data.find(row, at + 1) < 0
     poison = np.full(config["hidden_size"], np.nan, np.float32).tobytes()
     (out / "model.onnx.data").write_bytes(data[:at] + poison + data[at + len(row) :])
+
+
+def test_a_growing_graph_is_not_mistaken(tiny_exported: Path, tiny_growing: Path) -> None:
+    with pytest.raises(BundleError, match="unexpected inputs"):
+        Decoder(tiny_growing, CONTEXT, VOCABULARY, threads=1)
+    with pytest.raises(BundleError, match="only the last position"):
+        GrowingDecoder(tiny_exported, CONTEXT, VOCABULARY, threads=1)

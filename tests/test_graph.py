@@ -15,6 +15,7 @@ import pytest
 import torch
 from numpy.typing import NDArray
 from safetensors.torch import load_file, save_file
+from test_quantize import dequantize
 from transformers import (
     LlamaConfig,
     LlamaForCausalLM,
@@ -31,7 +32,6 @@ from transformers import (
 from export.graph import Precision, write_graph
 from export.quantize import quantize_blocks
 from runtime.errors import CheckpointError, ExportError
-from test_quantize import dequantize
 
 CONTEXT = 64
 TOKENS = np.random.default_rng(3).integers(0, 99, 40)

@@ -13,7 +13,22 @@ from typing import Any
 import pytest
 
 from runtime.errors import BundleError
-from runtime.manifest import MANIFEST, MOST_MANIFEST_BYTES, GateCheck, GateSummary, parse, verify
+from runtime.manifest import (
+    FORMAT_VERSION,
+    MANIFEST,
+    MOST_MANIFEST_BYTES,
+    NEEDED_FILES,
+    File,
+    GateCheck,
+    GateSummary,
+    Limits,
+    Lineage,
+    Manifest,
+    Prompt,
+    Requirements,
+    parse,
+    verify,
+)
 
 HOSTILE = Path(__file__).parent / "hostile" / "manifests"
 GOLDEN = Path(__file__).parent / "golden" / "bundle.json"
@@ -185,3 +200,13 @@ def test_hostile_manifests() -> None:
             continue
         accepted.append(attack.name)
     assert accepted == []
+
+
+def test_the_specification_names_every_field_and_file() -> None:
+    text = (Path(__file__).parent.parent / "docs" / "bundle-format.md").read_text(encoding="utf-8")
+    kinds = (Manifest, Lineage, Limits, Requirements, Prompt, GateSummary, GateCheck, File)
+    names = {field.name for kind in kinds for field in dataclasses.fields(kind)} | set(NEEDED_FILES)
+    assert sorted(name for name in names if name not in text) == []
+    assert f"version {FORMAT_VERSION}" in text
+    assert MOST_MANIFEST_BYTES == 4 * 1024 * 1024
+    assert "4 MiB" in text

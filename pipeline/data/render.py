@@ -9,7 +9,7 @@ from typing import Any
 from transformers import PreTrainedTokenizerBase
 
 from pipeline.data.records import Record
-from runtime.calls import AnswerForm, Tool, call_text, parse_calls
+from runtime.calls import AnswerForm, Tool, call_text, template_form, parse_calls
 from runtime.errors import DataError
 
 Message = dict[str, Any]
@@ -41,14 +41,7 @@ def answer_form(tokenizer: PreTrainedTokenizerBase) -> AnswerForm:
     template = tokenizer.chat_template
     if not isinstance(template, str):
         raise DataError("the base has no chat template; choose an instruction-tuned base")
-    if "tool_calls" not in template:
-        return "json"
-    if "<tool_call>" not in template:
-        raise DataError(
-            "the base's chat template writes tool calls in a form that is not known here; "
-            "choose a base that writes <tool_call> JSON </tool_call>, or one without tool calls"
-        )
-    return "hermes"
+    return template_form(template)
 
 
 def render(record: Record, tokenizer: PreTrainedTokenizerBase, tools: Sequence[Tool], system: str) -> Example:

@@ -106,12 +106,8 @@ WORDS: Mapping[str, tuple[str, str]] = {
     "memory": ("Peak memory", "内存峰值"),
     "load": ("Load time", "加载时间"),
     "sizes": ("Sizes", "大小"),
-    "artifact": ("Artifact", "产物"),
-    "size": ("Size", "大小"),
     "training": ("Training", "训练"),
     "lineage": ("Lineage", "来历"),
-    "stage": ("Stage", "阶段"),
-    "digest": ("sha256 of its outputs", "输出的 sha256"),
     "machine": ("Measured on", "测量环境"),
     "processor": ("Processor", "处理器"),
     "cores": ("Cores", "核心数"),
@@ -119,7 +115,6 @@ WORDS: Mapping[str, tuple[str, str]] = {
     "features": ("Instruction sets", "指令集"),
     "system": ("System", "系统"),
     "host.memory": ("Memory", "内存"),
-    "versions": ("Versions", "版本"),
     # Verdicts and their reasons
     "verdict.pass": ("passed", "通过"),
     "verdict.fail": ("failed", "未通过"),
@@ -205,8 +200,8 @@ WORDS: Mapping[str, tuple[str, str]] = {
     "p99": ("99 %", "99 %"),
     "behind": ("behind {} tokens", "前文 {} 个词元"),
     "paired": (
-        "Paired by utterance, the bundle loses {} ({} to {}); McNemar’s exact test gives p = {}.",
-        "逐条配对，部署包损失 {}（{} 至 {}）；McNemar 精确检验 p = {}。",
+        "Paired by utterance, the bundle loses {} ({} to {}); McNemar’s exact test gives p\u00a0=\u00a0{}.",
+        "逐条配对，部署包损失 {}（{} 至 {}）；McNemar 精确检验 p\u00a0=\u00a0{}。",
     ),
     "turns": (
         "{} new tokens behind each prompt, models in turn, each in its own process, {} threads.",
@@ -225,7 +220,6 @@ WORDS: Mapping[str, tuple[str, str]] = {
     "untrained": ("The adapter was trained elsewhere.", "适配器在别处训练。"),
     "unmeasured": ("Not measured.", "未测量。"),
     "all": ("All", "全部"),
-    "to": ("{} to {}", "{} 至 {}"),
 }
 
 NAMES: Mapping[str, tuple[str, str]] = {
