@@ -39,7 +39,9 @@ class Speed:
 
 def main() -> None:
     """Measure every pair."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--pair", action="append", required=True, type=_pair, metavar="NAME=BUNDLE:GGUF")
     parser.add_argument("--llama-bench", required=True, type=Path, help="the llama-bench program")
     parser.add_argument("--prompt", type=int, default=256, help="prompt tokens; decoding goes on behind them")
@@ -54,12 +56,17 @@ def main() -> None:
         with Running(Contender(pair.name, "bundle", pair.bundle), options.threads) as ours:
             ours.ask(options.prompt, options.new)  # warm
             rounds = [
-                (_ours(ours, options.prompt, options.new), _llama(options, pair.gguf)) for _ in range(options.rounds)
+                (_ours(ours, options.prompt, options.new), _llama(options, pair.gguf))
+                for _ in range(options.rounds)
             ]
         results[pair.name] = _summary(rounds)
         print(_row(pair.name, results[pair.name]))
     machine = this_machine()
-    print(json.dumps({"machine": machine.processor, "threads": options.threads, "rounds": options.rounds, **results}))
+    print(
+        json.dumps(
+            {"machine": machine.processor, "threads": options.threads, "rounds": options.rounds, **results}
+        )
+    )
 
 
 def _pair(text: str) -> Pair:

@@ -125,6 +125,12 @@ class Export(Section):
     exporter: Literal["graph", "optimum"] = "graph"
     """graph: our own builder; optimum: for architectures it does not know (needs the optimum extra)."""
 
+    @model_validator(mode="after")
+    def _optimum_only_traces(self) -> Export:
+        if self.exporter == "optimum" and self.precision != "fp32":
+            raise ValueError('exporter = "optimum" writes precision = "fp32" only')
+        return self
+
 
 class Validate(Section):
     """How much evidence to gather."""

@@ -137,8 +137,7 @@ def candidate(label: Label, onnx: Artifact, tools: Artifact) -> Plan:
     """
 
     def work(out: Path, scratch: Path, progress: Progress) -> Mapping[str, Any]:
-        from export.bundle import Description, package
-        from runtime.calls import template_form
+        from export.bundle import Description, answer_form, package
         from runtime.manifest import Lineage
 
         precision, exporter = _exported_as(onnx.path)
@@ -154,7 +153,7 @@ def candidate(label: Label, onnx: Artifact, tools: Artifact) -> Plan:
                 versions=dict(versions(("cockpit-edge", *_TRAINING, *_EXPORTING, "onnxruntime"))),
             ),
             system=label.system,
-            form=template_form((onnx.path / "chat_template.jinja").read_text(encoding="utf-8")),
+            form=answer_form(onnx.path),
         )
         path = tools.path / "tools.json" if tools.path.is_dir() else tools.path
         manifest = package(onnx.path, out, path, description)

@@ -99,22 +99,6 @@ def parse_tools(text: str) -> tuple[Tool, ...]:
     return tools
 
 
-def template_form(template: str) -> AnswerForm:
-    """The form that a chat template itself gives to calls, or a JSON array where it has none.
-
-    Raises:
-        DataError: the template writes calls in a form that is not known here.
-    """
-    if "tool_calls" not in template:
-        return "json"
-    if "<tool_call>" not in template:
-        raise DataError(
-            "the base's chat template writes tool calls in a form that is not known here; "
-            "choose a base that writes <tool_call> JSON </tool_call>, or one without tool calls"
-        )
-    return "hermes"
-
-
 def call_text(calls: Sequence[Call], tools: Sequence[Tool], form: AnswerForm = "json") -> str:
     """The canonical text of calls: arguments in schema order, numbers without exponent or trailing zeros.
 

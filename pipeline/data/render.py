@@ -9,7 +9,8 @@ from typing import Any
 from transformers import PreTrainedTokenizerBase
 
 from pipeline.data.records import Record
-from runtime.calls import AnswerForm, Tool, call_text, template_form, parse_calls
+from runtime import calls
+from runtime.calls import AnswerForm, Tool, call_text, parse_calls
 from runtime.errors import DataError
 
 Message = dict[str, Any]
@@ -41,7 +42,7 @@ def answer_form(tokenizer: PreTrainedTokenizerBase) -> AnswerForm:
     template = tokenizer.chat_template
     if not isinstance(template, str):
         raise DataError("the base has no chat template; choose an instruction-tuned base")
-    return template_form(template)
+    return calls.answer_form(template)
 
 
 def render(record: Record, tokenizer: PreTrainedTokenizerBase, tools: Sequence[Tool], system: str) -> Example:
