@@ -210,7 +210,6 @@ def chat(bundle: BundleFolder, threads: Threads = 2) -> None:
     import runtime
 
     assistant = runtime.load(bundle, threads=threads)
-    system: runtime.Message = {"role": "system", "content": assistant.manifest.prompt.system}
     while True:
         try:
             utterance = console.input("[bold]>[/bold] ").strip()
@@ -219,7 +218,7 @@ def chat(bundle: BundleFolder, threads: Threads = 2) -> None:
         if not utterance:
             return
         try:
-            for piece in assistant.generate([system, {"role": "user", "content": utterance}]):
+            for piece in assistant.generate(assistant.messages(utterance)):
                 console.print(piece, end="", markup=False, highlight=False, soft_wrap=True)
             console.print()
         except PromptError as error:

@@ -1,0 +1,1 @@
+"""The parts of LoRA training: rows to tensors, precision, what is watched, what is resumed."""
