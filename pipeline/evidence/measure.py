@@ -54,7 +54,7 @@ def measure(
     records = _sample(read_records(data / "test.jsonl" if data.is_dir() else data), settings)
     tokenizer = _tokenizer(base)
     try:
-        parity, task = _on_records(
+        parity, task = measure_fidelity(
             settings, assistant, Unmerged(base, adapter, settings.threads), tokenizer, records, progress
         )
     except InferenceError as error:
@@ -81,7 +81,7 @@ def _tokenizer(base: Path) -> PreTrainedTokenizerBase:
     return tokenizer
 
 
-def _on_records(
+def measure_fidelity(
     settings: Validate,
     assistant: Assistant,
     reference: Unmerged,
@@ -89,6 +89,19 @@ def _on_records(
     records: Sequence[Record],
     progress: Progress,
 ) -> tuple[ParityReport, TaskReport]:
+    """Parity and task accuracy of a loaded bundle.
+
+    Args:
+        settings: how much to measure.
+        assistant: the bundle.
+        reference: the unmerged model.
+        tokenizer: the training side's.
+        records: test records, already drawn.
+        progress: told how it goes.
+
+    Raises:
+        InferenceError: the bundle gives numbers that are not finite.
+    """
     examples = [
         render(record, tokenizer, assistant.tools, assistant.manifest.prompt.system) for record in records
     ]

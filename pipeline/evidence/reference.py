@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from peft import PeftModel
 from transformers import AutoModelForCausalLM
 
+from pipeline.quiet import quiet_transformers
 from runtime.errors import CheckpointError
 
 BATCH = 32
@@ -29,14 +30,8 @@ class Unmerged:
         """
         torch.set_num_threads(threads)
         try:
-            model = AutoModelForCausalLM.from_pretrained(
-                base,
-                dtype=torch.float32,
-                attn_implementation="eager",
-                use_safetensors=True,
-                local_files_only=True,
-            )
-            self._model = PeftModel.from_pretrained(model, adapter).eval()
+            with quiet_transformers():
+                self._model = _load(base, adapter)
         except (OSError, ValueError, RuntimeError) as error:
             raise CheckpointError(f"cannot load {base} with the adapter {adapter}: {error}") from error
 
@@ -114,3 +109,10 @@ class Unmerged:
                 use_cache=True,
             )
         return answers
+
+
+def _load(base: Path, adapter: Path) -> PeftModel:
+    model = AutoModelForCausalLM.from_pretrained(
+        base, dtype=torch.float32, attn_implementation="eager", use_safetensors=True, local_files_only=True
+    )
+    return PeftModel.from_pretrained(model, adapter).train(False)

@@ -42,7 +42,7 @@ class Collator:
         self._dtype = dtype
 
     def __call__(self, rows: Sequence[Row]) -> Batch:
-        """One row → input_ids, position_ids (1, T), additive attention_mask (1, 1, T, T), labels (1, 1 + S)."""
+        """One row → input_ids, position_ids (1, T), attention_mask (1, 1, T, T), labels (1, 1 + S)."""
         (row,) = rows
         allowed = attention_mask(torch.tensor([row.segments]))[:, None]
         barred = torch.zeros(allowed.shape, dtype=self._dtype)
