@@ -87,7 +87,8 @@ class Stage:
         """Everything that decides the output."""
         return {
             "stage": self.name,
-            "config": self.config,
+            # As it will read back from the record: a tuple is a list there.
+            "config": json.loads(json.dumps(self.config)),
             "inputs": {name: artifact.digest for name, artifact in self.inputs.items()},
             "code": code_digest(self.module),
             "libraries": dict(versions(self.libraries)),
