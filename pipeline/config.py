@@ -71,11 +71,11 @@ class Data(Section):
     """JSON Lines of records or of OpenAI messages; all three files, or none to use the generator."""
     validation: Path | None = None
     test: Path | None = None
-    train_examples: Annotated[int, Field(ge=1)] = 2400
+    train_examples: Annotated[int, Field(ge=1)] = 2800
     """Generated training records over all languages."""
     validation_examples: Annotated[int, Field(ge=1)] = 100
     test_examples: Annotated[int, Field(ge=1)] = 400
-    chinese: Share = 0.25
+    chinese: Share = 0.2
     """Share of generated records in Chinese; the rest is English."""
 
     @model_validator(mode="after")
@@ -99,7 +99,7 @@ class Train(Section):
     epochs: Positive = 3.0
     max_steps: Annotated[int, Field(ge=1)] | None = None
     """Stop after this many optimizer steps, whatever the epochs say."""
-    tokens_per_step: Annotated[int, Field(ge=16)] = 512
+    tokens_per_step: Annotated[int, Field(ge=16)] = 256
     """Length of one packed row: the shared prefix once, then as many completions as fit."""
     gradient_accumulation: Annotated[int, Field(ge=1)] = 1
     warmup_share: Share = 0.03

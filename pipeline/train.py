@@ -42,7 +42,8 @@ from pipeline.fingerprint import FINGERPRINT, fingerprint
 from pipeline.provenance import json_digest, versions
 from pipeline.quiet import quiet_transformers
 from pipeline.stage import Progress, artifact
-from pipeline.training.batches import Collator, Rows, mean_loss
+from pipeline.training.attention import PACKED
+from pipeline.training.batches import Rows, collate, mean_loss
 from pipeline.training.precision import Precision, choose_precision
 from pipeline.training.resume import claim, newest_complete
 from pipeline.training.watch import Watch
@@ -137,7 +138,6 @@ def _train(
     PartialState().wait_for_everyone()
 
     watch = Watch(progress)
-    collate = Collator(precision.dtype)
     trainer = Trainer(
         model=adapted,
         args=_arguments(config, work, precision, len(train_split.rows)),
@@ -150,7 +150,7 @@ def _train(
     untouched = _digests(adapted)
     progress("validating the base", 0, 0)
     with _products(precision):
-        loss_before = mean_loss(adapted, validation.rows, collate, precision.device)
+        loss_before = mean_loss(adapted, validation.rows, precision.device)
     checkpoint = newest_complete(work)
     # Autocast, which Trainer puts around every forward pass, rounds each factor once a step; PEFT would
     # first widen every input to the factors' float32, only for autocast to narrow it again.
@@ -159,7 +159,7 @@ def _train(
     steps, seconds = watch.steps, watch.seconds
     progress("validating the adapter", 0, 0)
     with _products(precision):
-        loss_after = mean_loss(adapted, validation.rows, collate, precision.device)
+        loss_after = mean_loss(adapted, validation.rows, precision.device)
     _refuse_changed_base(untouched, _digests(adapted))
 
     rows_per_step = config.train.gradient_accumulation * PartialState().num_processes
@@ -198,7 +198,7 @@ def _load(base: Path, precision: Precision) -> PreTrainedModel:
         model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
             base,
             dtype=precision.dtype,
-            attn_implementation=precision.attention,
+            attn_implementation=PACKED,
             use_safetensors=True,
             local_files_only=True,
         )

@@ -9,7 +9,8 @@ import torch
 from torch.nn.functional import cross_entropy
 from torch.utils.data import Dataset
 
-from pipeline.data.packing import Row, attention_mask
+from pipeline.data.packing import Row
+from pipeline.training.attention import completion_slots
 
 Batch = dict[str, torch.Tensor]
 
@@ -30,29 +31,23 @@ class Rows(Dataset[Row]):
         return self._rows[index]
 
 
-class Collator:
-    """One row of T tokens and S supervised positions → tensors.
+def collate(rows: Sequence[Row]) -> Batch:
+    """One row of T tokens and S supervised positions → input_ids, position_ids (1, T), labels (1, 1 + S).
 
-    `logits_to_keep` has the model multiply its vocabulary-wide head at the S positions alone. Labels begin
-    with one that is ignored, since Trainer counts supervised tokens as if each label were the next
-    position's, so that the first is nobody's.
+    `logits_to_keep` has the model multiply its vocabulary-wide head at the S positions alone; `slots` and
+    `real` are for `packed_attention`. Labels begin with one that is ignored, since Trainer counts supervised
+    tokens as if each label were the next position's, so that the first is nobody's.
     """
-
-    def __init__(self, dtype: torch.dtype) -> None:
-        self._dtype = dtype
-
-    def __call__(self, rows: Sequence[Row]) -> Batch:
-        """One row → input_ids, position_ids (1, T), attention_mask (1, 1, T, T), labels (1, 1 + S)."""
-        (row,) = rows
-        allowed = attention_mask(torch.tensor([row.segments]))[:, None]
-        barred = torch.zeros(allowed.shape, dtype=self._dtype)
-        return {
-            "input_ids": torch.tensor([row.input_ids]),
-            "position_ids": torch.tensor([row.positions]),
-            "attention_mask": barred.masked_fill_(~allowed, torch.finfo(self._dtype).min),
-            "logits_to_keep": torch.tensor(row.predictors),
-            "labels": torch.tensor([[IGNORED, *row.targets]]),
-        }
+    (row,) = rows
+    slots, real = completion_slots(row.segments)
+    return {
+        "input_ids": torch.tensor([row.input_ids]),
+        "position_ids": torch.tensor([row.positions]),
+        "slots": slots,
+        "real": real,
+        "logits_to_keep": torch.tensor(row.predictors),
+        "labels": torch.tensor([[IGNORED, *row.targets]]),
+    }
 
 
 def summed_loss(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
@@ -61,7 +56,7 @@ def summed_loss(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
 
 
 @torch.no_grad()
-def mean_loss(model: torch.nn.Module, rows: Sequence[Row], collate: Collator, device: str) -> float:
+def mean_loss(model: torch.nn.Module, rows: Sequence[Row], device: str) -> float:
     """Negative log likelihood per supervised token of `rows`, in nats."""
     was_training = model.training
     model.eval()

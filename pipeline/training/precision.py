@@ -1,4 +1,4 @@
-"""Where training runs, in which number format, and with which attention."""
+"""Where training runs, and in which number format."""
 
 from __future__ import annotations
 
@@ -23,12 +23,10 @@ class Precision:
     Attributes:
         device: "cpu" or "cuda".
         dtype: of the base's weights, and of products under autocast; LoRA's factors stay float32.
-        attention: transformers' name of the fastest implementation for short packed rows.
     """
 
     device: Literal["cpu", "cuda"]
     dtype: torch.dtype
-    attention: Literal["eager", "sdpa"]
 
     @property
     def mixed(self) -> bool:
@@ -44,8 +42,6 @@ def choose_precision(wanted: Literal["auto", "float32", "bfloat16"]) -> Precisio
     return Precision(
         device="cuda" if cuda else "cpu",
         dtype=torch.bfloat16 if bfloat16 else torch.float32,
-        # On a CPU, torch's fused attention is slower than the plain one below 512 tokens.
-        attention="sdpa" if cuda else "eager",
     )
 
 
