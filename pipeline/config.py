@@ -71,7 +71,7 @@ class Data(Section):
     """JSON Lines of records or of OpenAI messages; all three files, or none to use the generator."""
     validation: Path | None = None
     test: Path | None = None
-    train_examples: Annotated[int, Field(ge=1)] = 2800
+    train_examples: Annotated[int, Field(ge=1)] = 2000
     """Generated training records over all languages."""
     validation_examples: Annotated[int, Field(ge=1)] = 100
     test_examples: Annotated[int, Field(ge=1)] = 400

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from contextlib import redirect_stderr
+from io import StringIO
 from pathlib import Path
 
 import torch
@@ -32,7 +34,8 @@ def convert(gguf: Path, out: Path) -> None:
         CheckpointError: transformers cannot read the file, or the written tokenizer gives other ids.
     """
     try:
-        with quiet_transformers():
+        # One bar of transformers' is drawn whatever it is told.
+        with quiet_transformers(), redirect_stderr(StringIO()):
             tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
                 gguf.parent, gguf_file=gguf.name, local_files_only=True
             )

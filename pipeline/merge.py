@@ -25,7 +25,8 @@ from pipeline.rows import row_blocks
 from pipeline.stage import RECORD, Progress
 from runtime.errors import AdapterError, CheckpointError
 
-PRECISIONS = {"float32": (23, -126), "float16": (10, -14), "bfloat16": (7, -126)}
+FLOAT32_BITS = 23
+PRECISIONS = {"float32": (FLOAT32_BITS, -126), "float16": (10, -14), "bfloat16": (7, -126)}
 """Stored bits of the significand and smallest exponent: ulp(x) = 2^(max(exponent of x, smallest) − bits)."""
 
 _WEIGHTS = (".safetensors", ".safetensors.index.json", ".bin", ".bin.index.json", ".pt", ".pth", ".gguf")
@@ -134,10 +135,17 @@ def _sums(base: Checkpoint, adapter: Adapter, update: Update, pool: Executor) ->
     """W0 + s·BA in blocks of rows: float32, rounded once to the base's type."""
     a, b = _factors(adapter, update)
     dtype, scale = base.dtype(update.source), np.float32(update.scale)
+    bits, smallest = PRECISIONS[dtype.name]
+    limit = (2.0 - 2.0**-bits) * 2.0 ** (1 - smallest)  # the largest finite value
 
     def block(rows: tuple[int, int]) -> Array:
         total = scale * (b[slice(*rows)] @ a)
         total += base.read_float32(update.source, *rows)
+        if not max(total.max(), -total.min()) <= limit:
+            raise AdapterError(
+                f'"{update.target}" is beyond what {dtype} can hold once the adapter is added; '
+                "merge onto a base in float32 or bfloat16"
+            )
         return total.astype(dtype)
 
     return pool.map(block, row_blocks(base.shape(update.source)))
@@ -207,7 +215,8 @@ def _proof(base: Checkpoint, merged: Checkpoint, adapter: Adapter, update: Updat
     """Compare every element with float64; the tolerance is half an ulp plus what float32 can lose.
 
     What float32 loses: the rank products and sums of BA and the scale each round to 2⁻²⁴ of s·|B||A| at
-    most; adding W0 rounds to 2⁻²⁴ of the sum, which the stored value gives to within a factor of two.
+    most; adding W0 rounds to 2⁻²⁴ of the sum, which the stored value gives to within a factor of two, and
+    which in float32 is the half ulp itself.
     """
     a, b = _factors(adapter, update)
     a64, scaled = a.astype(np.float64), b.astype(np.float64) * update.scale
@@ -226,7 +235,8 @@ def _proof(base: Checkpoint, merged: Checkpoint, adapter: Adapter, update: Updat
         size = np.abs(stored)
         tolerance = b_size[start:stop] @ a_size
         tolerance += _half_ulp(size, bits, smallest)
-        tolerance += np.float32(2.0**-23) * size
+        if bits < FLOAT32_BITS:
+            tolerance += np.float32(2.0**-FLOAT32_BITS) * size
         if not (error <= tolerance).all():
             row, column = np.unravel_index(np.argmax(error - tolerance), error.shape)
             raise AdapterError(

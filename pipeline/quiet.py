@@ -14,7 +14,8 @@ from transformers.utils import logging as transformers_logging
 def quiet_transformers() -> Iterator[None]:
     """Have transformers and PEFT report errors alone; as it was before afterwards.
 
-    What they warn each other of (PEFT uses names that transformers has deprecated) is for them to mend.
+    What they warn each other of (PEFT uses names that transformers has deprecated) is for them to mend;
+    a warning about a model's call is raised where torch.nn makes that call.
     """
     verbosity, bars = transformers_logging.get_verbosity(), transformers_logging.is_progress_bar_enabled()
     transformers_logging.set_verbosity(logging.ERROR)
@@ -23,7 +24,7 @@ def quiet_transformers() -> Iterator[None]:
         with warnings.catch_warnings():
             for category in (FutureWarning, DeprecationWarning):
                 warnings.filterwarnings(
-                    "ignore", category=category, module=r"(transformers|peft|accelerate)\."
+                    "ignore", category=category, module=r"(transformers|peft|accelerate|torch\.nn)\."
                 )
             yield
     finally:

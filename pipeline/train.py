@@ -13,7 +13,6 @@ import math
 import resource
 import time
 from collections.abc import Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -21,7 +20,6 @@ from typing import Any, cast
 import torch
 from accelerate import PartialState
 from peft import LoraConfig, PeftModel, get_peft_model
-from peft.helpers import disable_input_dtype_casting
 from transformers import (
     AutoModelForCausalLM,
     AutoTokenizer,
@@ -44,6 +42,7 @@ from pipeline.quiet import quiet_transformers
 from pipeline.stage import Progress, artifact
 from pipeline.training.attention import PACKED
 from pipeline.training.batches import Rows, collate, mean_loss
+from pipeline.training.lora import fused_lora
 from pipeline.training.precision import Precision, choose_precision
 from pipeline.training.resume import claim, newest_complete
 from pipeline.training.watch import Watch
@@ -148,17 +147,13 @@ def _train(
     )
     trainer.remove_callback(PrinterCallback)
     untouched = _digests(adapted)
-    progress("validating the base", 0, 0)
-    with _products(precision):
+    with fused_lora(adapted):
+        progress("validating the base", 0, 0)
         loss_before = mean_loss(adapted, validation.rows, precision.device)
-    checkpoint = newest_complete(work)
-    # Autocast, which Trainer puts around every forward pass, rounds each factor once a step; PEFT would
-    # first widen every input to the factors' float32, only for autocast to narrow it again.
-    with disable_input_dtype_casting(adapted, active=precision.mixed):
+        checkpoint = newest_complete(work)
         trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
-    steps, seconds = watch.steps, watch.seconds
-    progress("validating the adapter", 0, 0)
-    with _products(precision):
+        steps, seconds = watch.steps, watch.seconds
+        progress("validating the adapter", 0, 0)
         loss_after = mean_loss(adapted, validation.rows, precision.device)
     _refuse_changed_base(untouched, _digests(adapted))
 
@@ -261,7 +256,6 @@ def _arguments(config: Config, work: Path, precision: Precision, rows: int) -> T
         output_dir=str(work),
         seed=config.seed,
         use_cpu=precision.device == "cpu",
-        bf16=precision.mixed,
         per_device_train_batch_size=1,
         gradient_accumulation_steps=accumulation,
         num_train_epochs=settings.epochs,
@@ -287,11 +281,6 @@ def _arguments(config: Config, work: Path, precision: Precision, rows: int) -> T
     # One process drives one GPU: Trainer would split a row's tensors over all it sees.
     arguments._n_gpu = min(arguments.n_gpu, 1)
     return arguments
-
-
-def _products(precision: Precision) -> AbstractContextManager[object]:
-    """Products in the chosen format, outside of Trainer."""
-    return torch.autocast(precision.device, precision.dtype) if precision.mixed else nullcontext()
 
 
 def _digests(model: torch.nn.Module) -> dict[str, str]:

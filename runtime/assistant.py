@@ -180,7 +180,7 @@ class Assistant:
         """
         started = time.perf_counter()
         prompt = self.prompt(utterance)
-        grammar = self._constraint.begin() if constrained else None
+        grammar = self._constraint.begin(self._chat.tokenizer) if constrained else None
         tokens: list[int] = []
         first = started
         for step in self._decode(prompt, max_new_tokens, GREEDY, grammar):

@@ -1,4 +1,11 @@
-"""A grammar over tokens: which may come next, and which must (llguidance)."""
+"""A grammar over tokens: which may come next, and which must (llguidance).
+
+What must come next is known as bytes. They are fed without asking the model only where there is one way
+to spell them in tokens: `}}` is one token when the answer ends there and part of others when a further
+call follows, and a model steered onto the wrong one answers worse. So the bytes are encoded behind all
+that was said, as training encoded whole answers, and the last word is left to the model: what follows it
+may still change its spelling.
+"""
 
 from __future__ import annotations
 
@@ -7,6 +14,7 @@ from collections.abc import Sequence
 import numpy as np
 from llguidance import LLMatcher, LLTokenizer
 from numpy.typing import NDArray
+from tokenizers import Tokenizer
 
 from runtime.errors import BundleError, ConstraintError
 
@@ -35,24 +43,43 @@ class Constraint:
         if self._start.is_error():
             raise BundleError(f"the grammar of tools.json is refused: {self._start.get_error()}")
 
-    def begin(self) -> ConstrainedAnswer:
-        """A new answer, nothing said yet."""
-        return ConstrainedAnswer(self._start.deep_copy(), self._stop_tokens)
+    def begin(self, tokenizer: Tokenizer) -> ConstrainedAnswer:
+        """A new answer, nothing said yet; `tokenizer` is of the text that the constraint was compiled for."""
+        return ConstrainedAnswer(self._start.deep_copy(), tokenizer, self._stop_tokens)
 
 
 class ConstrainedAnswer:
     """How far one answer has come in the grammar."""
 
-    def __init__(self, matcher: LLMatcher, stop_tokens: tuple[int, ...]) -> None:
+    def __init__(self, matcher: LLMatcher, tokenizer: Tokenizer, stop_tokens: tuple[int, ...]) -> None:
         self._matcher = matcher
+        self._tokenizer = tokenizer
         self._stop_tokens = stop_tokens
+        self._said: list[int] = []
 
     def forced(self) -> list[int]:
         """Accept and return the tokens that must come next; a stop token when nothing else may."""
-        tokens: list[int] = self._matcher.compute_ff_tokens()
+        if self._matcher.is_stopped():
+            return [self._stop_tokens[0]]
+        tokens = self._spelt(self._matcher.compute_ff_bytes())
         if tokens:
             self._accept(tokens)
-        return [*tokens, self._stop_tokens[0]] if self._matcher.is_stopped() else tokens
+        return tokens
+
+    def _spelt(self, more: bytes) -> list[int]:
+        """The tokens of `more` behind what was said, as far as nothing that follows can change them."""
+        try:
+            text = self._tokenizer.decode(self._said, skip_special_tokens=False) + more.decode()
+        except UnicodeDecodeError:
+            return []  # half a character is forced: the model says the other half
+        whole = self._tokenizer.encode(text, add_special_tokens=False)
+        said = len(self._said)
+        if not more or whole.ids[:said] != self._said:
+            return []
+        last = whole.word_ids[-1]
+        return [
+            token for token, word in zip(whole.ids[said:], whole.word_ids[said:], strict=True) if word != last
+        ]
 
     def allowed(self) -> NDArray[np.bool_]:
         """Which tokens may come next (V,); stop tokens are among them where the answer may end."""
@@ -70,6 +97,7 @@ class ConstrainedAnswer:
     def _accept(self, tokens: list[int]) -> None:
         self._matcher.consume_tokens(tokens)
         self._refuse_error()
+        self._said += tokens
 
     def _refuse_error(self) -> None:
         if self._matcher.is_error():

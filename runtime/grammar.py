@@ -26,6 +26,9 @@ from runtime.schema import (
 
 # What json.dumps writes for one character of a string: itself, or its two-character escape.
 CHARACTER = r'([^"\\\x00-\x1F\x7F]|\\["\\bfnrt])'
+OPTIONS = '%llguidance {"no_forcing": true}'
+"""Left to itself, llguidance allows a single spelling in tokens of text that must follow, and not always
+the one that training had: `runtime.constraint` does the forcing."""
 FRACTION = r"(\.[0-9]*[1-9])?"
 
 
@@ -45,7 +48,7 @@ class Rules:
 
     def text(self, start: str) -> str:
         """The whole grammar in Lark, beginning at the expression `start`."""
-        return "\n".join((f"start: {start}", *self._lines)) + "\n"
+        return "\n".join((OPTIONS, f"start: {start}", *self._lines)) + "\n"
 
     def rule(self, expression: str) -> str:
         """Add a rule."""

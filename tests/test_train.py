@@ -10,20 +10,14 @@ from pathlib import Path
 import pytest
 import torch
 from peft import PeftModel
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM
 
 from pipeline.config import Base, Config, Data, Train
-from pipeline.data.packing import pack
-from pipeline.data.records import read_records
-from pipeline.data.render import render
 from pipeline.fingerprint import FINGERPRINT, fingerprint
 from pipeline.quiet import quiet_transformers
 from pipeline.train import TRAINING, train
-from pipeline.training.attention import PACKED
-from pipeline.training.batches import collate
 from pipeline.training.precision import cpu_multiplies_bfloat16
 from pipeline.training.resume import COMPLETE, claim, newest_complete
-from runtime.calls import load_tools
 from runtime.errors import CheckpointError, ConfigError, TrainingError
 
 RECORDS = [
@@ -263,26 +257,3 @@ def test_bfloat16_is_native_where_the_kernel_says_so(tmp_path: Path, text: str, 
     (tmp_path / "cpuinfo").write_text(text)
     assert cpu_multiplies_bfloat16(tmp_path / "cpuinfo") is native
     assert not cpu_multiplies_bfloat16(tmp_path / "absent")
-
-
-def test_a_packed_row_gives_the_logits_of_its_conversations_one_by_one(
-    tiny_checkpoint: Path, data: Path
-) -> None:
-    tokenizer = AutoTokenizer.from_pretrained(tiny_checkpoint)
-    tools = load_tools(data / "tools.json")
-    examples = [render(r, tokenizer, tools, "Call functions.") for r in read_records(data / "train.jsonl")]
-    (row,) = pack(examples, length=4000, context=512, seed=3)
-    batch = collate([row])
-    labels = batch.pop("labels")[0, 1:]
-    plain = AutoModelForCausalLM.from_pretrained(tiny_checkpoint, attn_implementation="eager")
-    packed = AutoModelForCausalLM.from_pretrained(tiny_checkpoint, attn_implementation=PACKED)
-    logits = packed(**batch, use_cache=False).logits[0]
-    wanted = {}
-    for example in examples:
-        whole = plain(input_ids=torch.tensor([example.prompt + example.answer])).logits[0]
-        wanted[example.answer] = whole[len(example.prompt) - 1 : -1]
-    start = 0
-    while start < len(labels):
-        answer = next(a for a in wanted if tuple(labels[start : start + len(a)].tolist()) == a)
-        torch.testing.assert_close(logits[start : start + len(answer)], wanted[answer], rtol=1e-4, atol=1e-4)
-        start += len(answer)

@@ -65,7 +65,7 @@ class Unmerged:
         # Prompts of like length are answered together, so that little of a batch is padding.
         order = sorted(range(len(prompts)), key=lambda index: len(prompts[index]))
         found: list[list[int]] = [[] for _ in prompts]
-        with nullcontext() if adapter else self._model.disable_adapter():
+        with quiet_transformers(), nullcontext() if adapter else self._model.disable_adapter():
             for at in range(0, len(order), BATCH):
                 chosen = order[at : at + BATCH]
                 batch = self._batch([prompts[index] for index in chosen], stop, max_new_tokens, hopeless)

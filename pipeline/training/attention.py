@@ -67,35 +67,85 @@ def packed_attention(
     (completions, length), heads, size = slots.shape, key.shape[1], key.shape[3]
     groups = query.shape[1] // heads
     prefix = query.shape[2] - len(real)
-
-    def padded(rows: torch.Tensor) -> torch.Tensor:
-        """(1, H, T, D) → (H, K, L, D)."""
-        chosen = rows[0].transpose(0, 1).index_select(0, slots.flatten())
-        return chosen.view(completions, length, -1, size).permute(2, 0, 1, 3)
-
-    q = padded(query).reshape(heads, groups, completions, length, size).transpose(1, 2)
+    first_q, q = split_row(query[0].transpose(0, 1), slots, real)
+    first_k, k = split_row(key[0].transpose(0, 1), slots, real)
+    first_v, v = split_row(value[0].transpose(0, 1), slots, real)
+    q = q.view(completions, length, heads, groups, size).permute(2, 0, 3, 1, 4)
     q = q.reshape(heads, completions, groups * length, size)
-    own = q @ padded(key).transpose(2, 3)  # (N, K, G·L, L)
+    first_k, first_v = first_k.transpose(0, 1), first_v.transpose(0, 1)  # (N, P, D)
+
+    own = q @ k.permute(2, 0, 3, 1)  # (N, K, G·L, L)
     later = torch.ones(length, length, dtype=torch.bool, device=q.device).triu(1).repeat(groups, 1)
     own = own.masked_fill(later, torch.finfo(own.dtype).min)
-    shared = q.flatten(1, 2) @ key[0, :, :prefix].transpose(1, 2)  # (N, K·G·L, P)
+    shared = q.flatten(1, 2) @ first_k.transpose(1, 2)  # (N, K·G·L, P)
     scores = torch.cat((shared.view(*own.shape[:3], prefix), own), dim=3) * scaling
     weights = scores.softmax(dim=3, dtype=torch.float32).to(value.dtype)
-    seen = weights[..., prefix:] @ padded(value)  # (N, K, G·L, D)
-    seen = seen + (weights[..., :prefix].flatten(1, 2) @ value[0, :, :prefix]).view(seen.shape)
+    to_shared, to_own = torch.split_with_sizes(weights, (prefix, length), dim=3)
+    seen = to_own @ v.permute(2, 0, 1, 3)  # (N, K, G·L, D)
+    seen = seen + (to_shared.flatten(1, 2) @ first_v).view(seen.shape)
     seen = seen.view(heads, completions, groups, length, size).permute(1, 3, 0, 2, 4)
-    seen = seen.reshape(completions * length, heads * groups, size).index_select(0, real)
-    if not prefix:
-        return seen[None], None
+    seen = seen.reshape(completions, length, heads * groups, size)
+
     first = scaled_dot_product_attention(
-        query[:, :, :prefix],
-        key[:, :, :prefix],
-        value[:, :, :prefix],
+        first_q.transpose(0, 1)[None],
+        first_k[None],
+        first_v[None],
         is_causal=True,
         scale=scaling,
         enable_gqa=groups > 1,
     )
-    return torch.cat((first.transpose(1, 2), seen[None]), dim=1), None
+    return join_row(first[0].transpose(0, 1), seen, slots, real)[None], None
+
+
+def split_row(
+    row: torch.Tensor, slots: torch.Tensor, real: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """A row (T, H, D) → its prefix (P, H, D) and its completions, padded: (K, L, H, D)."""
+    first, padded = _Split.apply(row, slots, real)  # type: ignore[no-untyped-call]
+    return first, padded
+
+
+def join_row(
+    first: torch.Tensor, padded: torch.Tensor, slots: torch.Tensor, real: torch.Tensor
+) -> torch.Tensor:
+    """The inverse of `split_row`: padding is dropped, and has no gradient."""
+    row: torch.Tensor = _Join.apply(first, padded, slots, real)  # type: ignore[no-untyped-call]
+    return row
+
+
+class _Split(torch.autograd.Function):
+    """Each token has one place, so the gradient of a copy is a copy; autograd would add row by row."""
+
+    @staticmethod
+    def forward(
+        context: Any, row: torch.Tensor, slots: torch.Tensor, real: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        context.save_for_backward(real)
+        padded = row.index_select(0, slots.flatten()).view(*slots.shape, *row.shape[1:])
+        return row[: len(row) - len(real)].clone(), padded
+
+    @staticmethod
+    def backward(context: Any, first: torch.Tensor, padded: torch.Tensor) -> tuple[torch.Tensor, None, None]:
+        (real,) = context.saved_tensors
+        return torch.cat((first, padded.flatten(0, 1).index_select(0, real))), None, None
+
+
+class _Join(torch.autograd.Function):
+    """See `_Split`."""
+
+    @staticmethod
+    def forward(
+        context: Any, first: torch.Tensor, padded: torch.Tensor, slots: torch.Tensor, real: torch.Tensor
+    ) -> torch.Tensor:
+        context.save_for_backward(slots, real)
+        return torch.cat((first, padded.flatten(0, 1).index_select(0, real)))
+
+    @staticmethod
+    def backward(context: Any, row: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, None, None]:
+        slots, real = context.saved_tensors
+        first, own = torch.split_with_sizes(row, (len(row) - len(real), len(real)))
+        padded = row.new_zeros(slots.numel(), *row.shape[1:]).index_copy_(0, real, own)
+        return first, padded.view(*slots.shape, *row.shape[1:]), None, None
 
 
 AttentionInterface.register(PACKED, packed_attention)

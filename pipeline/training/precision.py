@@ -22,16 +22,11 @@ class Precision:
 
     Attributes:
         device: "cpu" or "cuda".
-        dtype: of the base's weights, and of products under autocast; LoRA's factors stay float32.
+        dtype: of the base's weights and of products; LoRA's factors are kept in float32.
     """
 
     device: Literal["cpu", "cuda"]
     dtype: torch.dtype
-
-    @property
-    def mixed(self) -> bool:
-        """Whether products are rounded below float32."""
-        return self.dtype == torch.bfloat16
 
 
 def choose_precision(wanted: Literal["auto", "float32", "bfloat16"]) -> Precision:

@@ -24,8 +24,11 @@ from pipeline.data.splits import Split, assign
 from runtime.calls import Call, Tool, check_call
 from runtime.errors import DataError
 
-REFUSAL_SHARE: Final = 0.09
-COMPOUND_SHARE: Final = 0.12
+REFUSAL_SHARE: Final[Mapping[Split, float]] = {"train": 0.15, "validation": 0.09, "test": 0.09}
+"""What fits no function, out of all. Training sees more of it than it will be tested on: what is outside
+the functions is wider than what is inside, and a driver notices a call that nobody asked for."""
+COMPOUND_SHARE: Final[Mapping[Split, float]] = {"train": 0.16, "validation": 0.12, "test": 0.12}
+"""Several calls at once, out of all."""
 THREE_CALLS_SHARE: Final = 0.2
 """Of compound utterances, how many have three calls."""
 _PATIENCE = 500
@@ -171,7 +174,7 @@ def _in_language(
     tools: Sequence[Tool], split: Split, count: int, language: Language, seed: int
 ) -> Iterator[Record]:
     rng = random.Random(f"{seed}/{split}/{language}")
-    refusals, compounds = round(count * REFUSAL_SHARE), round(count * COMPOUND_SHARE)
+    refusals, compounds = round(count * REFUSAL_SHARE[split]), round(count * COMPOUND_SHARE[split])
     drawer = _Drawer(GRAMMARS[language], families(language, split, seed), rng, training=split == "train")
     numbers = itertools.count()
     for wanted, draws in (
