@@ -20,8 +20,8 @@ test: lint $(READY)  ## everything CI runs: lint, types, all tests, the second e
 test-fast: $(READY)  ## tests that need no real model: seconds
 	$(BIN)/python -m pytest -m "not slow"
 
-test-optimum: $(OPTIMUM)/.ready  ## the optimum exporter as a second opinion, in its own environment
-	$(OPTIMUM)/bin/python -m pytest -m optimum tests/test_optimum.py
+test-optimum: $(OPTIMUM)/.ready  ## second opinions in their own environment: optimum, onnxruntime-genai
+	$(OPTIMUM)/bin/python -m pytest tests/test_optimum.py tests/test_genai.py
 
 lint: $(READY)  ## ruff and mypy
 	$(BIN)/ruff check .
@@ -40,7 +40,8 @@ $(READY): pyproject.toml constraints.txt
 # optimum-onnx holds transformers below 4.58, which the main environment is above.
 $(OPTIMUM)/.ready: pyproject.toml constraints.txt
 	test -x $(OPTIMUM)/bin/python || $(PYTHON) -m venv $(OPTIMUM)
-	$(OPTIMUM)/bin/python -m pip install --quiet 'torch==2.13.0' pytest --editable '.[optimum]' 'onnx-ir' 'ml-dtypes' 'pydantic'
+	$(OPTIMUM)/bin/python -m pip install --quiet \
+		--editable '.[optimum]' 'torch==2.13.0' onnx-ir ml-dtypes pydantic pytest onnxruntime-genai
 	touch $@
 
 clean:  ## remove runs; environments and the download cache stay
