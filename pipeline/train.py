@@ -114,6 +114,9 @@ def _train(
 ) -> dict[str, object]:
     progress("preparing training", 0, 0)
     precision = choose_precision(config.train.dtype)
+    # Left to itself, accelerate sees one process where several share no GPU.
+    processes = PartialState(cpu=precision.device == "cpu")
+    main, count = processes.is_main_process, processes.num_processes
     set_seed(config.seed)
     model = _load(base, precision)
     _refuse_unmatched_targets(config.train.target_modules, model)
@@ -131,15 +134,14 @@ def _train(
             "libraries": dict(versions(_LIBRARIES)),
         }
     )
-    main = PartialState().is_main_process
     if main:
         claim(work, key)
-    PartialState().wait_for_everyone()
+    processes.wait_for_everyone()
 
     watch = Watch(progress)
     trainer = Trainer(
         model=adapted,
-        args=_arguments(config, work, precision, len(train_split.rows)),
+        args=_arguments(config, work, precision, math.ceil(len(train_split.rows) / count)),
         train_dataset=Rows(train_split.rows),
         data_collator=collate,
         compute_loss_func=watch.loss,
@@ -157,7 +159,7 @@ def _train(
         loss_after = mean_loss(adapted, validation.rows, precision.device)
     _refuse_changed_base(untouched, _digests(adapted))
 
-    rows_per_step = config.train.gradient_accumulation * PartialState().num_processes
+    rows_per_step = config.train.gradient_accumulation * count
     figures: dict[str, object] = {
         "steps": trainer.state.global_step,
         "epochs": round(trainer.state.epoch or 0.0, 3),
@@ -170,7 +172,7 @@ def _train(
         "total_parameters": total,
         "dtype": str(precision.dtype).removeprefix("torch."),
         "device": torch.cuda.get_device_name() if precision.device == "cuda" else "cpu",
-        "processes": PartialState().num_processes,
+        "processes": count,
         "validation_loss": {"before": loss_before, "after": loss_after},
         "curve": _curve(trainer.state.log_history),
     }
@@ -250,7 +252,7 @@ def _adapted(model: PreTrainedModel, config: Config) -> PeftModel:
 def _arguments(config: Config, work: Path, precision: Precision, rows: int) -> TrainingArguments:
     settings = config.train
     accumulation = settings.gradient_accumulation
-    per_epoch = math.ceil(math.ceil(rows / PartialState().num_processes) / accumulation)
+    per_epoch = math.ceil(rows / accumulation)
     steps = settings.max_steps or math.ceil(per_epoch * settings.epochs)
     arguments = TrainingArguments(
         output_dir=str(work),
