@@ -139,7 +139,7 @@ class Validate(Section):
     """Test conversations whose logits are compared position by position."""
     decode_conversations: Annotated[int, Field(ge=1)] = 8
     """Of those, how many are also fed token by token through the cache."""
-    task_examples: Annotated[int, Field(ge=1)] = 240
+    task_examples: Annotated[int, Field(ge=1)] = 200
     """Test utterances answered by the base, the unmerged model and the bundle."""
     max_new_tokens: Annotated[int, Field(ge=1)] = 96
     prompt_tokens: Annotated[tuple[Annotated[int, Field(ge=1)], ...], Field(min_length=1)] = (64, 256)

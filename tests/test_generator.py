@@ -218,15 +218,16 @@ def test_splits_share_nothing_and_have_every_function(seed: int) -> None:
             assert called == {tool.name for tool in TOOLS}
 
 
-def test_shares_are_what_was_asked_for() -> None:
-    records = _records("train", 1000)
+@pytest.mark.parametrize(("split", "refusals", "compounds"), [("train", 150, 160), ("test", 90, 120)])
+def test_shares_are_what_was_asked_for(split: Split, refusals: int, compounds: int) -> None:
+    records = _records(split, 1000)
     assert len(records) == 1000
     assert len({record.utterance.casefold() for record in records}) == 1000
     assert len({record.id for record in records}) == 1000
     assert Counter(record.lang for record in records) == {"en": 700, "zh": 300}
     sizes = Counter(len(record.calls) for record in records)
-    assert 80 <= sizes[0] <= 100
-    assert 110 <= sizes[2] + sizes[3] <= 130
+    assert sizes[0] == pytest.approx(refusals, abs=2)
+    assert sizes[2] + sizes[3] == pytest.approx(compounds, abs=2)
     assert sizes[3] > 5
     singles = Counter(r.calls[0].name for r in records if len(r.calls) == 1 and r.lang == "en")
     assert max(singles.values()) - min(singles.values()) <= 1

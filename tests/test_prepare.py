@@ -23,7 +23,7 @@ def _file(path: Path, *utterances: str, celsius: int = 20) -> Path:
 
 
 def test_generated_splits_are_written_counted_and_clean(tmp_path: Path) -> None:
-    data = Data(tools=TOOLS, train_examples=300, validation_examples=50, test_examples=100)
+    data = Data(tools=TOOLS, chinese=0.25, train_examples=300, validation_examples=50, test_examples=100)
     figures = prepare(_config(data), tmp_path)
     assert {path.name for path in tmp_path.iterdir()} == {
         "train.jsonl", "validation.jsonl", "test.jsonl", "tools.json",
@@ -35,7 +35,7 @@ def test_generated_splits_are_written_counted_and_clean(tmp_path: Path) -> None:
     counts = json.loads(json.dumps(figures))["splits"]["train"]
     assert counts["records"] == sum(counts["languages"].values()) == 300
     assert counts["languages"]["zh"] == 75
-    assert counts["refusals"] == 27
+    assert counts["refusals"] == 45
     assert counts["functions"] == 38
     assert len(counts["domains"]) >= 9
 
