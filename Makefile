@@ -11,7 +11,7 @@ demo: $(READY)  ## fresh clone to admitted bundle, then three utterances through
 	$(BIN)/cockpit build configs/smollm2-135m.toml
 	$(BIN)/python -m runtime runs/smollm2-135m/bundle "set the driver side to 22 degrees"
 	$(BIN)/python -m runtime runs/smollm2-135m/bundle "open the sunroof and play some jazz"
-	$(BIN)/python -m runtime runs/smollm2-135m/bundle "把副驾驶车窗打开一半"
+	$(BIN)/python -m runtime runs/smollm2-135m/bundle "导航去西湖"
 
 test: lint $(READY)  ## everything CI runs: lint, types, all tests, the second exporter
 	$(BIN)/python -m pytest

@@ -71,7 +71,7 @@ def summary_table(report: Report) -> Table:
     add("argument F1", {name: share(score.argument_f1) for name, score in scores.items()})
     against = [one for one in report.parity.comparisons if one.against == "unmerged"]
     add("mean KL from unmerged", {one.name: number(one.kl_mean.value) for one in against})
-    add("same first token", {one.name: share(one.top1.value) for one in against})
+    add("same token", {one.name: share(one.top1.value) for one in against})
     for point in report.latency.points:
         ttft, token, behind = point.ttft, point.token, point.prompt_tokens
         add(f"first token, {behind} behind", {name: milliseconds(found.p50) for name, found in ttft.items()})
