@@ -17,6 +17,7 @@ import subprocess
 from dataclasses import dataclass
 from pathlib import Path
 
+from pipeline.evidence.contender import Decode
 from pipeline.evidence.latency import Contender, Running, this_machine
 
 
@@ -54,7 +55,7 @@ def main() -> None:
     print(f"{'':8} {'ours':>9} {'llama.cpp':>9} {'ratio':>8} {'ours':>9} {'llama.cpp':>9} {'ratio':>8}")
     for pair in options.pair:
         with Running(Contender(pair.name, "bundle", pair.bundle), options.threads) as ours:
-            ours.ask(options.prompt, options.new)  # warm
+            ours.ask(Decode(options.prompt, options.new))  # warm
             rounds = [
                 (_ours(ours, options.prompt, options.new), _llama(options, pair.gguf))
                 for _ in range(options.rounds)
@@ -78,8 +79,8 @@ def _pair(text: str) -> Pair:
 
 
 def _ours(running: Running, prompt: int, new: int) -> Speed:
-    answer = running.ask(prompt, new)
-    return Speed(1000 * prompt / answer["ttft_ms"], 1000 * new / sum(answer["token_ms"]))
+    first, *each = running.ask(Decode(prompt, new))
+    return Speed(1000 * prompt / first, 1000 * new / sum(each))
 
 
 def _llama(options: argparse.Namespace, gguf: Path) -> Speed:

@@ -14,8 +14,10 @@ from typing import Protocol
 from pipeline import stages
 from pipeline.config import Config
 from pipeline.evidence.admission import assemble, refuse_unless_passed, write_report
+from pipeline.evidence.baseline import refuse_incomparable
+from pipeline.evidence.latency import this_machine
 from pipeline.stage import Progress, StageResult, link, locked, run_stage
-from pipeline.stages import Label, Plan
+from pipeline.stages import Label, Origin, Plan
 from runtime.errors import UsageError
 from runtime.report import Report
 
@@ -60,7 +62,11 @@ _PLANS: Mapping[str, Callable[[Config, Made], Plan]] = {
         _label(config, made), made["onnx"].artifact, made["data"].artifact
     ),
     "evidence": lambda config, made: stages.evidence(
-        config.validate_, *(made[name].artifact for name in ("candidate", "base", "adapter", "data"))
+        config.validate_,
+        made["candidate"].artifact,
+        Origin(*(made[name].artifact for name in ("base", "adapter", "merged"))),
+        made["data"].artifact,
+        {},
     ),
 }
 STAGES = (*_PLANS, "bundle")
@@ -74,6 +80,7 @@ def build(
     *,
     until: str = "bundle",
     rebuild: frozenset[str] = frozenset(),
+    baseline: Report | None = None,
 ) -> Built:
     """Run the stages that are not there yet.
 
@@ -83,15 +90,18 @@ def build(
         observer: told of every stage.
         until: last stage to run.
         rebuild: stages to run even if they could be reused.
+        baseline: the report of the last release, to be judged against as well.
 
     Raises:
-        UsageError: an unknown stage, or another build holds the store.
+        UsageError: an unknown stage, another build holds the store, or a baseline of another machine.
         GateError: the candidate did not pass; the report says why, and nothing is named `bundle`.
         CockpitError: whatever a stage raises.
     """
     for name in (until, *rebuild):
         if name not in STAGES:
             raise UsageError(f'there is no stage "{name}"; stages: {", ".join(STAGES)}')
+    if baseline is not None:
+        refuse_incomparable(baseline, this_machine(), config.validate_.threads)
     run, store = runs / config.name, runs / "store"
     made: dict[str, StageResult] = {}
 
@@ -113,7 +123,7 @@ def build(
                 return Built(run, made, None)
         artifacts = {name: result.artifact for name, result in made.items()}
         report = assemble(
-            made["evidence"].artifact.path, made["candidate"].artifact.path, config.gate, artifacts
+            made["evidence"].artifact.path, made["candidate"].artifact.path, config.gate, artifacts, baseline
         )
         write_report(report, run / "report")
         observer.judged(report, run / "report")

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 from rich.console import Console
 
-from runtime.errors import CockpitError, PromptError
+from runtime.errors import CockpitError, PromptError, UsageError
 
 if TYPE_CHECKING:
     from pipeline.stages import Plan
@@ -43,6 +43,12 @@ Overrides = Annotated[
     list[str] | None,
     typer.Option("--set", metavar="KEY=VALUE", help="Override a config value, as in train.r=32; repeatable."),
 ]
+Baseline = Annotated[
+    Path | None,
+    typer.Option(
+        "--baseline", metavar="REPORT", help="report.json of the last release, to be judged against as well."
+    ),
+]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON for machines.")]
 Threads = Annotated[int, typer.Option("--threads", min=1, help="CPU threads of the model.")]
 Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
@@ -66,15 +72,20 @@ def build(
     rebuild: Annotated[
         list[str] | None, typer.Option(metavar="STAGE", help="Run this stage even if it can be reused.")
     ] = None,
+    baseline: Baseline = None,
 ) -> None:
     """Run all stages, from base model to admitted bundle; unchanged stages are reused."""
     from pipeline.build import build as run_build
     from pipeline.config import load_config
     from pipeline.console import BuildDisplay
+    from runtime.report import read_report
 
     settings = load_config(config, tuple(overrides or ()))
+    last = None if baseline is None else read_report(baseline)
     with BuildDisplay(console) as display:
-        built = run_build(settings, runs, display, until=until, rebuild=frozenset(rebuild or ()))
+        built = run_build(
+            settings, runs, display, until=until, rebuild=frozenset(rebuild or ()), baseline=last
+        )
         display.summarize(built)
 
 
@@ -160,6 +171,18 @@ def validate(
     adapter: Annotated[Path, typer.Option(help="The adapter that was merged into it.", show_default=False)],
     data: Annotated[Path, typer.Option(help="Test records, JSON Lines.", show_default=False)],
     out: Out,
+    merged: Annotated[
+        Path | None,
+        typer.Option(
+            help="The checkpoint that was exported, so that a bad merge is told from a bad export; "
+            "unset merges again."
+        ),
+    ] = None,
+    baseline: Baseline = None,
+    beside: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME=BUNDLE", help="Another bundle to time in the same rounds; repeatable."),
+    ] = None,
     config: Annotated[
         Path | None,
         typer.Option(help="Take [validate] and [gate] from this config; unset takes the defaults."),
@@ -172,6 +195,8 @@ def validate(
     from pipeline.evidence.admission import refuse_unless_passed
     from pipeline.evidence.validate import validate as run_validate
     from pipeline.stage import artifact
+    from pipeline.stages import Origin
+    from runtime.report import read_report
 
     validation, gate = load_validation(config, tuple(overrides or ()))
     with StageDisplay(console, "evidence") as told:
@@ -179,11 +204,12 @@ def validate(
             validation,
             gate,
             bundle=artifact(bundle),
-            base=artifact(base),
-            adapter=artifact(adapter),
+            origin=Origin(artifact(base), artifact(adapter), None if merged is None else artifact(merged)),
             data=artifact(data),
             out=out,
             progress=told,
+            others={name: artifact(path) for name, path in _named_bundles(beside or []).items()},
+            baseline=None if baseline is None else read_report(baseline),
         )
     with BuildDisplay(console) as display:
         display.judged(found, out / "report")
@@ -268,6 +294,17 @@ def doctor(runs: Runs = Path("runs"), as_json: Json = False) -> None:
         console.print(doctor_table(findings))
     if not healthy(findings):
         raise typer.Exit(3)
+
+
+def _named_bundles(beside: list[str]) -> dict[str, Path]:
+    """`NAME=BUNDLE` options as names and folders."""
+    found: dict[str, Path] = {}
+    for text in beside:
+        name, equals, folder = text.partition("=")
+        if not (name and equals and folder) or name in {"unmerged", "merged", "bundle", *found}:
+            raise UsageError(f'--beside takes NAME=BUNDLE with a name of its own, not "{text}"')
+        found[name] = Path(folder)
+    return found
 
 
 def _make(plan: Plan, out: Path) -> None:

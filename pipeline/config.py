@@ -139,8 +139,12 @@ class Validate(Section):
     """Test conversations whose logits are compared position by position."""
     decode_conversations: Annotated[int, Field(ge=1)] = 8
     """Of those, how many are also fed token by token through the cache."""
+    reference: Literal["float32", "float64"] = "float32"
+    """What the unmerged model computes in; float64 takes twice the memory and several times as long."""
     task_examples: Annotated[int, Field(ge=1)] = 200
     """Test utterances answered by the base, the unmerged model and the bundle."""
+    generations: Annotated[int, Field(ge=1)] = 40
+    """Of those, how many the bundle also answers without a grammar, to be compared token for token."""
     max_new_tokens: Annotated[int, Field(ge=1)] = 96
     prompt_tokens: Annotated[tuple[Annotated[int, Field(ge=1)], ...], Field(min_length=1)] = (64, 256)
     """Prompt lengths at which latency is measured."""
@@ -148,6 +152,8 @@ class Validate(Section):
     """Tokens decoded behind each prompt when latency is measured."""
     latency_runs: Annotated[int, Field(ge=3)] = 5
     """Interleaved pairs of runs per prompt length."""
+    timed_calls: Annotated[int, Field(ge=1)] = 10
+    """Utterances whose whole answer is timed, once by each contender."""
     threads: Annotated[int, Field(ge=1)] = 2
     near_tie: Positive = 1e-3
     """A top-1 flip whose reference margin (in logits) is below this is counted apart."""
@@ -156,6 +162,13 @@ class Validate(Section):
 class Gate(Section):
     """Thresholds. Unset ones take the default of the bundle's precision (`pipeline.evidence.gate`)."""
 
+    max_hop_error: Positive | None = None
+    """Largest |logit difference| over the largest |logit|, one form of the model against the one before,
+    wherever the two are the same function: merging, drawing the graph, shipping floats, the runtime."""
+    max_weights_kl: Positive | None = None
+    """Mean KL divergence that rounding the weights adds, in nats per position (int8, int4)."""
+    max_activations_kl: Positive | None = None
+    """Mean KL divergence that rounding the activations adds (int8, int4)."""
     max_relative_error: Positive | None = None
     """Largest |logit difference| over the largest |logit| of the reference."""
     max_mean_kl: Positive | None = None
@@ -163,16 +176,40 @@ class Gate(Section):
     max_p99_kl: Positive | None = None
     min_top1: Share | None = None
     """Share of positions with the same most probable token, near ties not counted."""
+    min_identical_answers: Share | None = None
+    """Share of greedy answers without grammar that are the unmerged model's, token for token."""
     max_cache_error: Positive | None = None
-    """Largest relative logit difference between one prefill and token-by-token decoding."""
+    """Largest relative logit difference between one prefill and other ways through the cache."""
+    max_float_cache_error: Positive | None = None
+    """The same with float activations, where all ways are one function."""
     min_exact_call: Share | None = None
     """Exact-call accuracy of the bundle on the test split."""
     max_exact_call_drop: Share | None = None
     """How much lower than the unmerged model's the bundle's exact-call accuracy may be."""
+    min_valid: Share | None = None
+    """Share of the bundle's answers that parse and satisfy the tools' schemas."""
     max_ttft_ratio: Positive | None = None
     """Time to first token over the unmerged model's, median of pairs, at every prompt length."""
     max_token_ratio: Positive | None = None
     """Time per decoded token over the unmerged model's, median of pairs."""
+    max_call_ratio: Positive | None = None
+    """Time from utterance to whole answer over the unmerged model's, median over utterances."""
+    max_peak_ratio: Positive | None = None
+    """Peak memory of the bundle's process over the unmerged model's."""
+    max_load_ms: Positive | None = None
+    """Time to verify and open the bundle."""
+    max_kl_growth: Positive | None = None
+    """Mean KL over the baseline's. This and what follows count only where there is a baseline."""
+    max_exact_call_loss: Share | None = None
+    """Baseline's exact-call accuracy minus the bundle's, paired by utterance."""
+    max_ttft_growth: Positive | None = None
+    """Time to first token, over the unmerged model's, over the baseline's same figure."""
+    max_token_growth: Positive | None = None
+    """Time per token, likewise."""
+    max_call_growth: Positive | None = None
+    """Time of a whole answer, likewise."""
+    max_peak_growth: Positive | None = None
+    """Peak memory over the baseline's."""
 
 
 class Config(Section):

@@ -95,7 +95,7 @@ class BuildDisplay:
 
     def judged(self, report: Report, folder: Path) -> None:
         """The gate table, whatever the verdict."""
-        self._console.print(verdict_table(report.gate))
+        self._console.print(verdict_table(report))
         self._console.print(f"report: {folder / 'report.html'}", highlight=False)
 
     def _close(self) -> None:

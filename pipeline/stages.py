@@ -168,17 +168,44 @@ def candidate(label: Label, onnx: Artifact, tools: Artifact) -> Plan:
     return Plan(Stage("candidate", "export.bundle", ("onnx",), config, {"onnx": onnx, "tools": tools}), work)
 
 
-def evidence(settings: Validate, bundle: Artifact, base: Artifact, adapter: Artifact, data: Artifact) -> Plan:
-    """A bundle, and the base and adapter it must be true to → measurements."""
+@dataclass(frozen=True)
+class Origin:
+    """What a bundle was made from, and should be true to.
+
+    Attributes:
+        base: the base checkpoint.
+        adapter: the adapter that was trained on it.
+        merged: the checkpoint that was exported, where it is at hand; without it, it is made again.
+    """
+
+    base: Artifact
+    adapter: Artifact
+    merged: Artifact | None
+
+
+def evidence(
+    settings: Validate,
+    bundle: Artifact,
+    origin: Origin,
+    data: Artifact,
+    others: Mapping[str, Artifact],
+) -> Plan:
+    """A bundle, and what it must be true to → measurements; `others` are bundles timed beside it."""
 
     def work(out: Path, scratch: Path, progress: Progress) -> Mapping[str, Any]:
-        from pipeline.evidence.measure import measure
+        from pipeline.evidence.measure import Model, measure, merge_again
 
-        return measure(settings, bundle.path, base.path, adapter.path, data.path, out, progress)
+        base, adapter = origin.base.path, origin.adapter.path
+        merged = origin.merged.path if origin.merged else merge_again(base, adapter, scratch, progress)
+        model = Model(base, adapter, merged)
+        beside = {name: other.path for name, other in others.items()}
+        return measure(settings, bundle.path, beside, model, data.path, out, scratch, progress)
 
     # Latency belongs to the machine: evidence of another one is measured again, not reused.
     config = {"machine": asdict(this_machine()), **settings.model_dump(mode="json")}
-    inputs = {"bundle": bundle, "base": base, "adapter": adapter, "data": data}
+    inputs = {"bundle": bundle, "base": origin.base, "adapter": origin.adapter, "data": data, **others}
+    if origin.merged is not None:
+        inputs["merged"] = origin.merged
     return Plan(Stage("evidence", "pipeline.evidence.measure", _MEASURING, config, inputs), work)
 
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 import resource
 import sys
 import time
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,7 +15,7 @@ import numpy as np
 
 from runtime.assistant import load
 from runtime.errors import UsageError
-from runtime.report import Distribution
+from runtime.report import Distribution, distribution
 from runtime.session import Provider
 
 
@@ -83,7 +82,7 @@ def bench(
         if run:
             ttft.append(first)
             each += steps
-    firsts, tokens = _distribution(ttft), _distribution(each)
+    firsts, tokens = distribution(ttft), distribution(each)
     return BenchResult(
         name=assistant.manifest.name,
         precision=assistant.manifest.precision,
@@ -118,8 +117,3 @@ def peak_bytes() -> int:
 
 def _since(started: float) -> float:
     return (time.perf_counter() - started) * 1000
-
-
-def _distribution(samples: Sequence[float]) -> Distribution:
-    p50, p95, p99 = (float(value) for value in np.percentile(samples, (50, 95, 99)))
-    return Distribution(len(samples), p50, p95, p99)

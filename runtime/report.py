@@ -12,6 +12,8 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import statistics
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, TypeVar
@@ -19,7 +21,7 @@ from typing import Literal, TypeVar
 from runtime.errors import DataError
 from runtime.strict import parse_json, read_record
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 
 Verdict = Literal["pass", "fail", "inconclusive"]
 Record = TypeVar("Record")
@@ -32,6 +34,8 @@ class Estimate:
     value: float
     low: float
     high: float
+    units: int
+    """How many conversations, utterances or pairs were resampled."""
 
 
 @dataclass(frozen=True)
@@ -56,19 +60,19 @@ class Comparison:
     """The form it is compared with, such as `unmerged`."""
     conversations: int
     positions: int
-    max_absolute_error: float
-    rms_absolute_error: float
-    relative_error: float
+    max_absolute_error: Estimate
+    rms_absolute_error: Estimate
+    relative_error: Estimate
     """Largest |difference| over the largest |logit| of the reference."""
-    rms_relative_error: float
+    rms_relative_error: Estimate
     """Root mean square of the differences over that of the reference's logits."""
     kl_mean: Estimate
-    kl_p99: float
-    kl_max: float
+    kl_p99: Estimate
+    kl_max: Estimate
     kl_histogram: Histogram
     top1: Estimate
     """Share of positions with the same most probable token, near ties counted as equal."""
-    top5: float
+    top5: Estimate
     """Mean overlap of the five most probable tokens."""
     flips: int
     """Positions whose most probable token differs although the reference's margin is no near tie."""
@@ -76,14 +80,51 @@ class Comparison:
     near_tie: float
     """Margin in logits below which the reference's first and second choice count as tied."""
     reference_perplexity: float
-    perplexity: float
     """Of the conversations' own next tokens."""
+    perplexity_difference: Estimate
+    """The form's perplexity minus the reference's."""
+
+
+@dataclass(frozen=True)
+class SiteError:
+    """How far what one operator puts out is from the same output in the form before."""
+
+    layer: int | None
+    """None for what lies before or behind the layers: embedding, last norm, head."""
+    site: str
+    """Such as `attention.qkv`."""
+    operator: str
+    """What computes it in the later form: an ONNX operator, or a class of torch module."""
+    error: float
+    """Root mean square of the differences over that of the form before; over everything, when that is
+    zero."""
+
+
+@dataclass(frozen=True)
+class Hop:
+    """One step of the chain from the unmerged model to the bundle.
+
+    The forms are, in order: `unmerged`, `merged`, `onnx` (float32, of the merged checkpoint), for a
+    quantized model `weights_only` (the shipped graph with float activations), `shipped` (the shipped graph,
+    run directly), `bundle` (through the runtime).
+    """
+
+    step: Comparison
+    """Against the form before."""
+    origin: Comparison
+    """Against the unmerged model."""
+    weights: str
+    """Number format of the form's weights, such as `float32`, `bfloat16` or `int8`."""
+    sites: tuple[SiteError, ...]
+    """In the order they are computed; none where a form shows no intermediate output."""
 
 
 @dataclass(frozen=True)
 class CacheCheck:
-    """The same conversations run another way through the cache, against one prefill of the bundle."""
+    """The same conversations run another way through the runtime's cache, against one prefill."""
 
+    form: Literal["weights_only", "bundle"]
+    """Which graph: with float activations every way is the same function, to rounding."""
     way: Literal["decode", "chunks", "rewind"]
     conversations: int
     positions: int
@@ -103,12 +144,29 @@ class RenderingCheck:
 
 
 @dataclass(frozen=True)
+class Generations:
+    """Greedy answers of the bundle, without a grammar, against the unmerged model's."""
+
+    prompts: int
+    identical: Estimate
+    """Share of answers that are the same, token for token."""
+    first_difference: float | None
+    """Tokens before the first that differs, median over the answers that differ; None when none does."""
+
+
+@dataclass(frozen=True)
 class ParityReport:
     """Whether the bundle computes what was trained."""
 
-    comparisons: tuple[Comparison, ...]
+    hops: tuple[Hop, ...]
     cache: tuple[CacheCheck, ...]
     rendering: RenderingCheck
+    generations: Generations
+
+    @property
+    def bundle(self) -> Comparison | None:
+        """The bundle against the unmerged model; None where the chain does not reach it."""
+        return next((hop.origin for hop in self.hops if hop.step.name == "bundle"), None)
 
 
 @dataclass(frozen=True)
@@ -118,13 +176,13 @@ class Score:
     utterances: int
     exact_call: Estimate
     """All calls equal, in order, names and arguments."""
-    function_name: float
+    function_name: Estimate
     """The sequence of function names equal."""
-    argument_f1: float
+    argument_f1: Estimate
     """F1 of (function, argument, value) triples over the set."""
-    refusal: float | None
+    refusal: Estimate | None
     """Of the utterances no function fits, the share answered by no call; None when there are none."""
-    valid: float
+    valid: Estimate
     """Share of answers that parse and satisfy the tools' schemas."""
 
 
@@ -172,6 +230,17 @@ class Distribution:
     p50: float
     p95: float
     p99: float
+    ventiles: tuple[float, ...]
+    """The 21 quantiles 0 %, 5 %, … 100 %: the shape of the distribution."""
+
+
+def distribution(values: Sequence[float]) -> Distribution:
+    """Percentiles of at least one measurement, interpolated linearly; one alone is all of them."""
+    if len(values) == 1:
+        return Distribution(1, values[0], values[0], values[0], (values[0],) * 21)
+    percentiles = statistics.quantiles(values, n=100, method="inclusive")
+    ventiles = (min(values), *statistics.quantiles(values, n=20, method="inclusive"), max(values))
+    return Distribution(len(values), percentiles[49], percentiles[94], percentiles[98], ventiles)
 
 
 @dataclass(frozen=True)
@@ -187,6 +256,20 @@ class LatencyPoint:
     ttft_ratio: dict[str, Estimate]
     """Contender → its time over the unmerged model's, median of pairs."""
     token_ratio: dict[str, Estimate]
+
+
+@dataclass(frozen=True)
+class CallLatency:
+    """From an utterance to its whole answer, contenders in turn on the same utterances.
+
+    The bundle answers under the tools' grammar, as in a car; torch decodes greedily to the end of the turn.
+    """
+
+    utterances: int
+    times: dict[str, Distribution]
+    """Contender → milliseconds of one answer."""
+    ratio: dict[str, Estimate]
+    """Contender → its time over the unmerged model's, median over utterances."""
 
 
 @dataclass(frozen=True)
@@ -216,7 +299,9 @@ class LatencyReport:
     machine: Machine
     threads: int
     points: tuple[LatencyPoint, ...]
+    call: CallLatency
     footprints: dict[str, Footprint]
+    """Contender → its process; the contenders are `unmerged`, `merged`, `bundle` and any added bundle."""
 
 
 @dataclass(frozen=True)
@@ -225,6 +310,8 @@ class Check:
 
     name: str
     """The threshold's name in the config's `[gate]` table."""
+    at: str
+    """What tells checks of one name apart: a hop, a way through the cache, a prompt length; or nothing."""
     subject: str
     """What was measured, for a person."""
     value: float | None
@@ -238,12 +325,28 @@ class Check:
 
 
 @dataclass(frozen=True)
+class Culprit:
+    """The first hop that is beyond its budget, and where in it the error jumps."""
+
+    hop: str
+    against: str
+    checks: tuple[str, ...]
+    """Names of the hop's checks that did not pass."""
+    site: SiteError | None
+    """The first operator whose error is out of proportion to the one before; None where no intermediate
+    output was compared, or none stands out."""
+    before: float
+    """Error of the site before."""
+
+
+@dataclass(frozen=True)
 class GateReport:
     """Every check and the verdict: pass only when each check passes."""
 
     precision: str
     checks: tuple[Check, ...]
     verdict: Verdict
+    culprit: Culprit | None
 
 
 @dataclass(frozen=True)
@@ -262,6 +365,8 @@ class Report:
     """Artifact → bytes."""
     training: dict[str, float]
     """Figures of the training stage, empty for an adapter trained elsewhere."""
+    baseline: str
+    """Name and bundle digest of the release it was also judged against; empty when there was none."""
 
 
 def to_json(record: object) -> str:

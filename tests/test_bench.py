@@ -25,6 +25,13 @@ def test_figures_are_complete_and_plausible(tiny_bundle: Path) -> None:
     assert json.loads(json.dumps(dataclasses.asdict(result)))["peak_bytes"] == result.peak_bytes
 
 
+def test_one_run_is_all_of_its_percentiles(tiny_bundle: Path) -> None:
+    ttft = bench(tiny_bundle, prompt_tokens=8, new_tokens=1, runs=1, threads=1).ttft
+    assert ttft.samples == 1
+    assert {ttft.p50, ttft.p95, ttft.p99} == set(ttft.ventiles)
+    assert len(ttft.ventiles) == 21
+
+
 def test_peak_memory_grows_with_what_is_held() -> None:
     before = peak_bytes()
     held = bytearray(b"x") * (before + (64 << 20))

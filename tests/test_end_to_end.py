@@ -37,8 +37,11 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_the_bundle_was_admitted_on_evidence(run: Path) -> None:
     report = read_report(run / "report" / "report.json")
     assert report.gate.verdict == "pass"
-    (comparison,) = report.parity.comparisons
-    assert comparison.positions > 500
+    assert [hop.step.name for hop in report.parity.hops] == ["merged", "onnx", "shipped", "bundle"]
+    assert all(hop.origin.positions > 500 for hop in report.parity.hops)
+    assert all(hop.sites for hop in report.parity.hops[:3])
+    assert report.gate.culprit is None
+    assert set(report.latency.call.times) == {"unmerged", "merged", "bundle"}
     assert report.parity.rendering.different == 0
     assert (run / "bundle" / "reports" / "report.json").exists()
 

@@ -250,4 +250,4 @@ def test_other_tools_are_refused_with_the_way_out() -> None:
 
 def test_an_exhausted_grammar_says_so() -> None:
     with pytest.raises(DataError, match="nothing new to say"):
-        generate(TOOLS, split="validation", examples=20_000, chinese=0.0, seed=0)
+        generate(TOOLS, split="validation", examples=200_000, chinese=0.0, seed=0)

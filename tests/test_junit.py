@@ -35,6 +35,27 @@ def test_a_failure_says_why_with_figure_and_threshold() -> None:
     assert failure.text == "0.430, 95 % interval 0.370 – 0.494; required: at most 0.01"
 
 
+def test_cases_of_one_threshold_are_told_apart_by_where_they_were_measured() -> None:
+    text = junit(sample_report.admitted().gate, "sample")
+    names = [str(case.get("name")) for case in ElementTree.fromstring(text).iter("testcase")]
+    places = [name.partition(":")[0] for name in names]
+    assert len(set(places)) == len(places)
+    assert {"max_hop_error[onnx]", "max_cache_error[rewind]", "max_ttft_growth[256]", "min_valid"} <= set(
+        places
+    )
+
+
+def test_the_step_that_broke_says_where() -> None:
+    suites = ElementTree.fromstring(junit(sample_report.refused().gate, "sample"))
+    said = {
+        str(case.get("name")).partition(":")[0]: str(failure.text)
+        for case in suites.iter("testcase")
+        for failure in case.findall("failure")
+    }
+    wanted = "Breaks at “ONNX float32”: layer 3, attention.qkv (MatMul): error 0.310"
+    assert [name for name, text in said.items() if wanted in text] == ["max_hop_error[onnx]"]
+
+
 def test_undecided_checks_fail() -> None:
     suites = ElementTree.fromstring(junit(sample_report.undecided().gate, "sample"))
     failures = list(suites.iter("failure"))

@@ -7,7 +7,7 @@ import torch
 from peft import LoraConfig, get_peft_model
 
 from pipeline.quiet import quiet_transformers
-from pipeline.training.lora import fused_lora, lora_linear
+from pipeline.training.lora import fused_lora, lora_stack
 
 
 class Two(torch.nn.Module):
@@ -60,12 +60,56 @@ def test_result_and_gradients_are_peft_s(rslora: bool) -> None:
 
 def test_gradients_are_those_of_finite_differences() -> None:
     torch.manual_seed(0)
-    x, weight, bias = torch.randn(4, 6), torch.randn(5, 6), torch.randn(5)
-    a, b = torch.randn(2, 6), torch.randn(5, 2)
-    x, weight, bias, a, b = (tensor.double() for tensor in (x, weight, bias, a, b))
-    for trained in (x, a, b):
+    x, weight, bias = torch.randn(4, 6), torch.randn(9, 6), torch.randn(9)
+    factors = [torch.randn(shape) for shape in ((2, 6), (5, 2), (3, 6), (4, 3))]
+    x, weight, bias, *factors = (tensor.double() for tensor in (x, weight, bias, *factors))
+    for trained in (x, *factors):
         trained.requires_grad_()
-    assert torch.autograd.gradcheck(lambda x, a, b: lora_linear(x, weight, bias, a, b, 1.7), (x, a, b))
+    assert torch.autograd.gradcheck(
+        lambda x, *factors: lora_stack(x, weight, bias, (1.7, 0.3), factors), (x, *factors)
+    )
+
+
+class Siblings(torch.nn.Module):
+    """Three layers on one input, named as a decoder's are, and one behind them."""
+
+    def __init__(self, biased: tuple[bool, bool, bool]) -> None:
+        super().__init__()
+        for name, width, bias in zip(("q_proj", "k_proj", "v_proj"), (8, 4, 4), biased, strict=True):
+            setattr(self, name, torch.nn.Linear(6, width, bias=bias))
+        self.o_proj = torch.nn.Linear(8, 6, bias=False)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        mixed = self.q_proj(x) * torch.cat([self.k_proj(x), self.v_proj(x)], dim=-1)
+        return self.o_proj(mixed)
+
+
+@pytest.mark.parametrize("biased", [(False,) * 3, (True,) * 3, (True, False, True)])
+def test_siblings_on_one_input_are_one_stack_and_the_same_function(biased: tuple[bool, bool, bool]) -> None:
+    torch.manual_seed(0)
+    names = ["q_proj", "k_proj", "v_proj", "o_proj"]
+    with quiet_transformers():
+        lora = LoraConfig(r=3, lora_alpha=5, target_modules=names, rank_pattern={"k_proj": 2})
+        model = get_peft_model(Siblings(biased), lora)
+    for name, parameter in model.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.normal_(parameter)
+    frozen = {name: p.clone() for name, p in model.named_parameters() if not p.requires_grad}
+    x = torch.randn(2, 5, 6)
+    result, wanted = gradients(model, x)
+    with fused_lora(model):
+        fused, found = gradients(model, x)
+        gradients(model, torch.randn(1, 2, 6))  # another input, and then the first again
+        again, _ = gradients(model, x)
+    torch.testing.assert_close(fused, result, rtol=1e-5, atol=1e-5)
+    assert torch.equal(fused, again)
+    assert found.keys() == wanted.keys()
+    assert len(found) == 8
+    for name in wanted:
+        torch.testing.assert_close(found[name], wanted[name], rtol=1e-4, atol=1e-4)
+    for name, parameter in model.named_parameters():
+        if name in frozen:
+            assert torch.equal(parameter, frozen[name])
 
 
 def test_half_precision_inputs_give_float32_gradients_of_the_factors() -> None:

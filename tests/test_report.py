@@ -16,14 +16,18 @@ from runtime.errors import DataError
 from runtime.report import (
     SCHEMA_VERSION,
     Answer,
+    CallLatency,
     Check,
     Comparison,
     Estimate,
     GateReport,
+    Generations,
     Histogram,
+    Hop,
     LatencyPoint,
     Report,
     Score,
+    distribution,
     from_json,
     read_report,
     to_json,
@@ -45,7 +49,10 @@ def test_a_whole_report_survives_the_trip(sample: Callable[[], Report]) -> None:
     assert from_json(Report, to_json(report)) == report
 
 
-@pytest.mark.parametrize("kind", [Estimate, Comparison, Score, Answer, LatencyPoint, Check, GateReport])
+@pytest.mark.parametrize(
+    "kind",
+    [Estimate, Comparison, Hop, Generations, Score, Answer, LatencyPoint, CallLatency, Check, GateReport],
+)
 @settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(data=st.data())
 def test_any_record_survives_the_trip(kind: type[Any], data: st.DataObject) -> None:
@@ -56,14 +63,14 @@ def test_any_record_survives_the_trip(kind: type[Any], data: st.DataObject) -> N
 
 
 def test_whole_numbers_read_as_floats_where_a_float_is_meant() -> None:
-    estimate = from_json(Estimate, '{"value": 1, "low": 0, "high": 2}')
-    assert estimate == Estimate(1.0, 0.0, 2.0)
+    estimate = from_json(Estimate, '{"value": 1, "low": 0, "high": 2, "units": 3}')
+    assert estimate == Estimate(1.0, 0.0, 2.0, 3)
     assert type(estimate.value) is float
 
 
 def test_a_figure_that_is_not_finite_is_never_written() -> None:
     with pytest.raises(DataError, match="not finite"):
-        to_json(Estimate(float("nan"), 0.0, 1.0))
+        to_json(Estimate(float("nan"), 0.0, 1.0, 3))
 
 
 @pytest.mark.parametrize(
@@ -82,9 +89,14 @@ def test_a_figure_that_is_not_finite_is_never_written() -> None:
         (("latency", "threads"), True, "latency.threads must be of type int, not True"),
         (("lineage",), [], "lineage must be an object"),
         (("sizes", "base"), 1.5, "sizes.base must be of type int"),
-        (("parity", "comparisons", 1), [], "parity.comparisons[1] must be an object"),
+        (("parity", "hops", 1), [], "parity.hops[1] must be an object"),
+        (("parity", "hops", 0, "sites", 1, "layer"), "0", "parity.hops[0].sites[1].layer must be"),
+        (("parity", "cache", 0, "form"), "onnx", "parity.cache[0].form must be one of 'weights_only'"),
+        (("parity", "bundle"), {}, "parity.bundle is not a known field"),
+        (("gate", "culprit"), {}, "gate.culprit"),
+        (("latency", "call"), None, "latency.call must be an object"),
         (("parity", "cache", 0, "way"), "sideways", "parity.cache[0].way must be one of 'decode'"),
-        (("parity", "comparisons", 0, "kl_histogram", "counts"), [1], "a histogram of 1 counts has"),
+        (("parity", "hops", 0, "step", "kl_histogram", "counts"), [1], "a histogram of 1 counts has"),
     ],
 )
 def test_a_wrong_field_is_named(path: tuple[str | int, ...], value: object, said: str) -> None:
@@ -138,7 +150,7 @@ def test_a_file_is_read_back(tmp_path: Path) -> None:
     assert read_report(path) == sample_report.refused()
 
 
-@pytest.mark.parametrize("version", [SCHEMA_VERSION + 1, 0, None, "1"])
+@pytest.mark.parametrize("version", [SCHEMA_VERSION + 1, 1, 0, None, "2"])
 def test_another_schema_version_is_refused_before_anything_else(tmp_path: Path, version: object) -> None:
     path = tmp_path / "report.json"
     path.write_text(json.dumps({"schema_version": version, "of": "the future"}), encoding="utf-8")
@@ -146,6 +158,18 @@ def test_another_schema_version_is_refused_before_anything_else(tmp_path: Path, 
         DataError, match=f"schema version {version}; this version reads {SCHEMA_VERSION} only"
     ):
         read_report(path)
+
+
+def test_the_bundle_is_the_last_form_against_the_first() -> None:
+    parity = sample_report.admitted().parity
+    assert parity.bundle is parity.hops[-1].origin
+    assert dataclasses.replace(parity, hops=parity.hops[:-1]).bundle is None
+
+
+def test_a_distribution_keeps_the_shape_of_what_was_measured() -> None:
+    found = distribution([float(value) for value in range(100, -1, -1)])
+    assert (found.samples, found.p50, found.p95, found.p99) == (101, 50.0, 95.0, 99.0)
+    assert found.ventiles == pytest.approx(tuple(range(0, 101, 5)))
 
 
 @pytest.mark.parametrize("content", [b"", b"{", b"[]", b"3", b"\xff\xfe"])

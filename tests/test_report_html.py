@@ -11,10 +11,13 @@ import chromium
 import pytest
 import sample_report
 
+from pipeline.config import Gate
 from pipeline.evidence.report import checks
+from pipeline.evidence.report.chain import chain
 from pipeline.evidence.report.html import draw
-from pipeline.evidence.report.words import NAMES, WORDS
-from runtime.report import Check, Report
+from pipeline.evidence.report.words import NAMES, WORDS, reason
+from pipeline.evidence.thresholds import Limits
+from runtime.report import Check, Culprit, Estimate, Report
 
 SAMPLES: dict[str, Callable[[], Report]] = {
     "admitted": sample_report.admitted,
@@ -108,9 +111,20 @@ def test_names_from_the_report_are_text_too() -> None:
         training={evil: 1.0},
         parity=replace(
             report.parity,
-            comparisons=tuple(replace(one, name=evil, against=evil) for one in report.parity.comparisons),
+            hops=tuple(
+                replace(
+                    hop,
+                    step=replace(hop.step, name=evil, against=evil),
+                    origin=replace(hop.origin, name=evil, against=evil),
+                    weights=evil,
+                    sites=tuple(replace(site, site=evil, operator=evil) for site in hop.sites),
+                )
+                for hop in report.parity.hops
+            ),
         ),
         latency=replace(report.latency, machine=replace(report.latency.machine, processor=evil)),
+        gate=replace(report.gate, culprit=Culprit(evil, evil, (), None, 0.0)),
+        baseline=evil,
     )
     assert "<img" not in draw(tainted)
 
@@ -125,32 +139,95 @@ def test_the_verdict_is_the_headline(name: str, word: str) -> None:
 def test_what_did_not_pass_is_said_in_sentences() -> None:
     texts = Page(draw(sample_report.refused())).texts["en"]
     assert "Mean KL from the unmerged model: 0.430 (0.370 – 0.494); at most 0.01 is allowed." in texts
-    assert any("The way breaks at “ONNX int8”" in text for text in texts)
+    assert (
+        "Breaks at “ONNX float32”: layer 3, attention.qkv (MatMul): error 0.310, 1.0×10⁻⁶ just before."
+        in texts
+    )
+    assert "12 of 27 checks failed, and 1 could not be decided." in texts
+    assert "and 8 more, in the table below" in texts
     undecided = Page(draw(sample_report.undecided())).texts["en"]
     assert "Time to first token over unmerged, 256 tokens: not measured." in undecided
+    assert "The first step in doubt is “as shipped”, measured against “weights only”." in undecided
 
 
-def test_the_way_goes_red_at_the_first_step_that_breaks() -> None:
-    steps = checks.steps(sample_report.refused())
-    assert [step.verdict for step in steps] == ["pass", "pass", "pass", "fail", "fail"]
-    assert [step.guilty for step in steps] == [False, False, False, True, False]
-    assert not any(step.guilty for step in checks.steps(sample_report.admitted()))
+def test_the_way_goes_red_at_the_culprit_of_the_gate() -> None:
+    steps = chain(sample_report.refused(), "en").steps
+    assert [step.hop.step.name for step in steps] == ["merged", "onnx", "weights_only", "shipped", "bundle"]
+    assert [step.verdict for step in steps] == ["pass", "fail", "pass", "pass", "pass"]
+    assert [step.kind for step in steps] == ["verdict", "guilty", "after", "after", "after"]
+    assert [step.site for step in steps if step.site] == ["layer 3, attention.qkv (MatMul)"]
+    doubted = chain(sample_report.undecided(), "en").steps
+    assert [step.kind for step in doubted] == ["verdict", "verdict", "verdict", "guilty", "verdict"]
+    assert doubted[3].verdict == "inconclusive"
+    assert {step.kind for step in chain(sample_report.admitted(), "en").steps} == {"verdict"}
+
+
+def test_a_step_that_the_gate_does_not_judge_is_undecided() -> None:
+    report = sample_report.admitted()
+    unjudged = replace(report, gate=replace(report.gate, checks=()))
+    assert {step.verdict for step in chain(unjudged, "en").steps} == {"inconclusive"}
+
+
+def test_the_operator_that_broke_is_pointed_at_in_the_chart() -> None:
+    refused = chain(sample_report.refused(), "en").charts[0].drawing
+    assert refused.count("<polyline") == 4
+    assert '<circle class="ring"' in refused
+    assert ">layer 3, attention.qkv (MatMul)</text>" in refused
+    assert "ring" not in chain(sample_report.admitted(), "en").charts[0].drawing
+
+
+def test_layers_are_listed_with_the_largest_error_of_each_form() -> None:
+    found = chain(sample_report.refused(), "en")
+    assert found.traced == ("merged", "onnx", "weights_only", "shipped")
+    assert [layer.label for layer in found.layers] == [
+        "embedding", *map(str, range(30)), "hidden_states", "logits",
+    ]  # fmt: skip
+    assert found.layers[4].errors[1] == 0.31
+
+
+def test_a_baseline_is_named() -> None:
+    report = sample_report.admitted()
+    assert f"Also judged against the release {report.baseline}." in draw(report)
+    assert "Also judged" not in draw(sample_report.released())
 
 
 @pytest.mark.parametrize("sample", SAMPLES.values())
 def test_the_english_reasons_are_those_of_the_gate(sample: Callable[[], Report]) -> None:
-    report = sample()
-    assert [line.reason for line in checks.lines(report, "en")] == [
-        check.reason for check in report.gate.checks
-    ]
+    gate = sample().gate
+    assert [line.reason for line in checks.lines(gate, "en")] == [check.reason for check in gate.checks]
+
+
+def test_every_reason_of_the_gate_is_said_in_chinese() -> None:
+    limits = Limits({"max_mean_kl": 1.0})
+    figures = (0.5, 2.0, None, Estimate(0.9, 0.5, 1.5, 40), Estimate(1.0, 0.5, 1.5, 40), Estimate(0, 0, 0, 2))
+    said = {limits.at_most("max_mean_kl", "", figure).reason for figure in figures}
+    said |= {sample().gate.checks[0].reason for sample in SAMPLES.values()}
+    assert len(said) == 9
+    for text in said:
+        chinese = reason("zh", text)
+        assert not re.search("[a-z]{3}", chinese.partition("首条：")[0]), chinese
+        assert set(re.findall("[0-9]+", text)) == set(re.findall("[0-9]+", chinese))
+
+
+def test_every_threshold_of_the_config_has_a_label_in_both_languages() -> None:
+    labelled = {key.removeprefix("check.") for key in WORDS if key.startswith("check.")}
+    assert labelled == {"rendering", *Gate.model_fields}
+    assert len(labelled) == 25
+
+
+def test_the_admitted_sample_is_judged_by_every_threshold() -> None:
+    judged = {check.name for check in sample_report.admitted().gate.checks}
+    assert judged == {"rendering", *Gate.model_fields}
 
 
 def test_checks_of_one_threshold_are_told_apart() -> None:
-    labels = [line.label for line in checks.lines(sample_report.admitted(), "en")]
+    labels = [line.label for line in checks.lines(sample_report.admitted().gate, "en")]
     assert len(set(labels)) == len(labels)
     ours = {
         "Cache, token by token",
-        "Cache, rewound and refilled",
+        "Cache with float activations, rewound and refilled",
+        "Step to ONNX float32: largest logit error, relative",
+        "Time per token over the baseline’s, 64 tokens",
         "Time per token over unmerged, 256 tokens",
     }
     assert ours <= set(labels)
@@ -158,10 +235,21 @@ def test_checks_of_one_threshold_are_told_apart() -> None:
 
 def test_a_check_that_has_no_words_yet_is_shown_in_its_own() -> None:
     report = sample_report.admitted()
-    new = Check("max_heat", "heat of the <chip>", 3.0, None, None, 5.0, "at most", "pass", "cool enough")
+    new = Check(
+        "max_heat",
+        "",
+        "heat of the <chip>",
+        3.0,
+        2.0,
+        6.0,
+        5.0,
+        "at most",
+        "inconclusive",
+        "too warm to tell",
+    )
     html = draw(replace(report, gate=replace(report.gate, checks=(*report.gate.checks, new))))
-    assert html.count("heat of the &lt;chip&gt;") == 2
-    assert html.count("cool enough") == 2
+    assert html.count("heat of the &lt;chip&gt;") == 4
+    assert html.count("too warm to tell") == 4
 
 
 @pytest.mark.parametrize("words", [WORDS, NAMES])
@@ -182,7 +270,7 @@ def test_chinese_texts_are_chinese() -> None:
         if re.search("[A-Za-z]{3}", english):
             assert re.search("[\u4e00-\u9fff]", chinese), key
         words = set(re.findall(r"[A-Za-z]{2,}", chinese))
-        assert words <= {"KL", "logit", "McNemar"}, (key, words)
+        assert words <= {"KL", "logit", "McNemar", "ONNX"}, (key, words)
 
 
 def test_no_english_label_is_left_in_the_chinese_part(page: Page) -> None:
@@ -196,8 +284,15 @@ def test_changed_answers_are_listed_on_both_sides() -> None:
     assert "Right before, wrong in the bundle: 16" in texts
     assert "Wrong before, right in the bundle: 1" in texts
     assert all(f"{16 + step} degrees for me" in texts for step in range(12))
+    assert (
+        "Without a grammar, 21.2\u00a0% (12.2 – 30.2\u00a0%) of 80 greedy answers are the unmerged model’s,"
+        " token for token." in " ".join(texts)
+    )
     assert "No answer changed from right to wrong or back." in Page(draw(sample_report.bare())).texts["en"]
 
+
+CHARTS = {"admitted": 12, "refused": 12, "undecided": 12, "bare": 5}
+"""The fewest charts a page shows beside its table of checks."""
 
 PROBE = """
 const main = [...document.querySelectorAll("main")].filter(one => one.getClientRects().length);
@@ -205,7 +300,8 @@ const drawn = [...main[0].querySelectorAll("svg")].filter(one => !one.closest("d
 const empty = drawn.filter(one => one.getBoundingClientRect().width < 40 || one.getBBox().width < 10
   || one.getBoundingClientRect().height < 8 || !one.querySelector("rect, line, circle"));
 return {
-  languages: main.map(one => one.lang), charts: drawn.length, empty: empty.length,
+  languages: main.map(one => one.lang), empty: empty.length,
+  charts: drawn.filter(one => !one.closest(".gates")).length,
   page: document.documentElement.scrollWidth, window: innerWidth, title: document.title,
   said: document.documentElement.lang,
   background: getComputedStyle(document.body).backgroundColor,
@@ -240,7 +336,7 @@ def test_a_browser_draws_every_chart_without_complaint_or_overflow(
     assert sorted(first["languages"] + second["languages"]) == ["en", "zh-Hans"]
     for seen in (first, second):
         assert seen["languages"] == [seen["said"]]
-        assert seen["charts"] >= 4
+        assert seen["charts"] >= CHARTS[name]
         assert seen["empty"] == 0
         assert seen["page"] <= seen["window"]
         assert "owned" not in seen["title"]

@@ -26,7 +26,9 @@ from runtime.report import (
 )
 
 
-def assemble(evidence: Path, bundle: Path, gate: Gate, made: Mapping[str, Artifact]) -> Report:
+def assemble(
+    evidence: Path, bundle: Path, gate: Gate, made: Mapping[str, Artifact], baseline: Report | None
+) -> Report:
     """Judge the measurements in `evidence`.
 
     Args:
@@ -34,6 +36,7 @@ def assemble(evidence: Path, bundle: Path, gate: Gate, made: Mapping[str, Artifa
         bundle: the candidate that was measured.
         gate: thresholds.
         made: the artifacts the report tells digests and sizes of.
+        baseline: the report of the last release, where there is one.
 
     Raises:
         DataError: a measurement is missing or malformed.
@@ -48,10 +51,11 @@ def assemble(evidence: Path, bundle: Path, gate: Gate, made: Mapping[str, Artifa
         parity=parity,
         task=task,
         latency=latency,
-        gate=judge(manifest.precision, gate, parity, task, latency),
+        gate=judge(manifest.precision, gate, parity, task, latency, baseline),
         lineage={name: artifact.digest for name, artifact in made.items()},
         sizes={name: _size(artifact.path) for name, artifact in made.items()},
         training=_training(made.get("adapter")),
+        baseline="" if baseline is None else _named(baseline),
     )
 
 
@@ -85,6 +89,12 @@ def refuse_unless_passed(gate: GateReport, folder: Path) -> None:
         f"the candidate is refused, {len(missed)} of {len(gate.checks)} checks did not pass: {listed}. "
         f"Evidence: {folder / 'report.html'}"
     )
+
+
+def _named(baseline: Report) -> str:
+    """A release as a person tells it from another: its name, and the digest of what was measured."""
+    digest = baseline.lineage.get("candidate") or baseline.lineage.get("bundle") or ""
+    return f"{baseline.name} {digest[:12]}".strip()
 
 
 def _figure(value: float | None) -> str:

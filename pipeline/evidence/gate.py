@@ -1,120 +1,141 @@
 """The verdict: pure functions of reports and thresholds. No torch, no files, no clock.
 
 A check passes when the whole 95 % interval of its figure is on the right side of the threshold, fails
-when the whole interval is on the wrong side, and is inconclusive in between; figures without an
-interval (a maximum over everything measured) pass or fail. Inconclusive does not pass.
+when the whole interval is on the wrong side, and is inconclusive in between, or where too little was
+measured; figures without an interval (a maximum over everything measured) pass or fail. Inconclusive
+does not pass.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
-from typing import Literal
 
 from pipeline.config import Gate, Precision
+from pipeline.evidence.baseline import against_baseline
+from pipeline.evidence.culprit import culprit
+from pipeline.evidence.thresholds import DEFAULTS, FEWEST_ROUNDS, ROUNDED_MERGE, Limits
 from runtime.errors import ConfigError
-from runtime.report import (
-    Check,
-    Comparison,
-    Estimate,
-    GateReport,
-    LatencyReport,
-    ParityReport,
-    Score,
-    TaskReport,
-    Verdict,
-)
-
-# Why each default is what it is: docs/gates.md.
-DEFAULTS: Mapping[Precision, Mapping[str, float]] = {
-    "fp32": {
-        "max_relative_error": 1e-4,
-        "max_mean_kl": 1e-7,
-        "max_p99_kl": 1e-6,
-        "min_top1": 1.0,
-        "max_cache_error": 1e-4,
-        "max_exact_call_drop": 0.02,
-        "max_ttft_ratio": 1.0,
-        "max_token_ratio": 1.0,
-    },
-    "fp16": {
-        "max_relative_error": 1e-2,
-        "max_mean_kl": 1e-4,
-        "max_p99_kl": 1e-3,
-        "min_top1": 0.99,
-        "max_cache_error": 1e-2,
-        "max_exact_call_drop": 0.03,
-        "max_ttft_ratio": 1.0,
-        "max_token_ratio": 1.0,
-    },
-    "int8": {
-        "max_relative_error": 0.1,
-        "max_mean_kl": 0.01,
-        "max_p99_kl": 0.15,
-        "min_top1": 0.97,
-        "max_cache_error": 0.05,
-        "max_exact_call_drop": 0.05,
-        "max_ttft_ratio": 1.0,
-        "max_token_ratio": 1.0,
-    },
-    "int4": {
-        "max_relative_error": 0.5,
-        "max_mean_kl": 0.15,
-        "max_p99_kl": 2.0,
-        "min_top1": 0.9,
-        "max_cache_error": 0.05,
-        "max_exact_call_drop": 0.10,
-        "max_ttft_ratio": 1.0,
-        "max_token_ratio": 1.0,
-    },
-}
+from runtime.report import Check, GateReport, LatencyReport, ParityReport, Report, TaskReport, Verdict
 
 
 def judge(
-    precision: Precision, gate: Gate, parity: ParityReport, task: TaskReport, latency: LatencyReport
+    precision: Precision,
+    gate: Gate,
+    parity: ParityReport,
+    task: TaskReport,
+    latency: LatencyReport,
+    baseline: Report | None = None,
 ) -> GateReport:
     """Every check, and the verdict over them.
+
+    Args:
+        precision: of the bundle; chooses the defaults.
+        gate: thresholds that the config sets.
+        parity: of the bundle.
+        task: of the bundle.
+        latency: of the bundle.
+        baseline: the last release's report, measured on the same machine and versions.
 
     Raises:
         ConfigError: the reports lack the bundle's own figures, so there is nothing to judge.
     """
-    limits = {**DEFAULTS[precision], **gate.model_dump(exclude_none=True)}
-    comparison, score = _of_bundle(parity, task)
+    own = gate.model_dump(exclude_none=True)
+    limits = Limits({**DEFAULTS[precision], **own})
     checks = [
         _rendering(parity),
-        _at_most("max_relative_error", "largest logit error, relative", comparison.relative_error, limits),
-        _at_most("max_mean_kl", "mean KL from the unmerged model", comparison.kl_mean, limits),
-        _at_most("max_p99_kl", "99 % quantile of KL", comparison.kl_p99, limits),
-        _at_least("min_top1", "same most probable token", comparison.top1, limits),
+        *_hops(parity, limits, own),
+        *_parity(parity, limits),
+        *_task(task, limits),
+        *_latency(latency, limits),
+        *([] if baseline is None else against_baseline(baseline, parity, task, latency, limits)),
     ]
-    for check in parity.cache:
-        checks.append(
-            _at_most("max_cache_error", f"cache: {check.way} against prefill", check.relative_error, limits)
-        )
-    checks.append(
-        _at_most("max_exact_call_drop", "exact calls lost to the bundle", task.exact_call_drop, limits)
+    return GateReport(
+        precision, tuple(checks), _overall([check.verdict for check in checks]), culprit(parity, checks)
     )
-    if "min_exact_call" in limits:
-        checks.append(
-            _at_least("min_exact_call", "exact-call accuracy of the bundle", score.exact_call, limits)
-        )
-    for point in latency.points:
-        at = f"behind {point.prompt_tokens} tokens, over the unmerged model's"
-        checks += [
-            _at_most("max_ttft_ratio", f"time to first token {at}", point.ttft_ratio.get("bundle"), limits),
-            _at_most("max_token_ratio", f"time per token {at}", point.token_ratio.get("bundle"), limits),
-        ]
-    return GateReport(precision, tuple(checks), _overall([check.verdict for check in checks]))
 
 
-def _of_bundle(parity: ParityReport, task: TaskReport) -> tuple[Comparison, Score]:
-    comparison = next((c for c in parity.comparisons if (c.name, c.against) == ("bundle", "unmerged")), None)
-    score = next((c.overall for c in task.contenders if c.name == "bundle"), None)
-    if comparison is None or score is None:
+def _hops(parity: ParityReport, limits: Limits, own: Mapping[str, float]) -> list[Check]:
+    """Each form against the one before it."""
+    checks = []
+    for hop in parity.hops:
+        name, step = hop.step.name, hop.step
+        against = f"{name} against {step.against}"
+        if name == "weights_only":
+            checks.append(limits.at_most("max_weights_kl", f"mean KL, {against}", step.kl_mean, at=name))
+        elif name == "shipped" and step.against == "weights_only":
+            checks.append(limits.at_most("max_activations_kl", f"mean KL, {against}", step.kl_mean, at=name))
+        else:
+            # One position beyond the limit is a fact, whatever a resampling would have left out.
+            error, subject = step.relative_error.value, f"largest logit error, relative, {against}"
+            rounded = ROUNDED_MERGE.get(hop.weights) if name == "merged" else None
+            loosened = limits if rounded is None else Limits({"max_hop_error": rounded, **own})
+            checks.append(loosened.at_most("max_hop_error", subject, error, at=name))
+    return checks
+
+
+def _parity(parity: ParityReport, limits: Limits) -> list[Check]:
+    """The bundle against the unmerged model, and its cache."""
+    found = parity.bundle
+    if found is None:
         raise ConfigError(
             "the reports do not measure the bundle against the unmerged model: run validate again"
         )
-    return comparison, score
+    checks = [
+        limits.at_most("max_relative_error", "largest logit error, relative", found.relative_error.value),
+        limits.at_most("max_mean_kl", "mean KL from the unmerged model", found.kl_mean),
+        limits.at_most("max_p99_kl", "99 % quantile of KL", found.kl_p99),
+        limits.at_least("min_top1", "same most probable token", found.top1),
+        limits.at_least("min_identical_answers", "greedy answers alike", parity.generations.identical),
+    ]
+    for check in parity.cache:
+        name = "max_cache_error" if check.form == "bundle" else "max_float_cache_error"
+        activations = "" if check.form == "bundle" else ", float activations"
+        subject = f"cache: {check.way} against prefill{activations}"
+        checks.append(limits.at_most(name, subject, check.relative_error, at=check.way))
+    return checks
+
+
+def _task(task: TaskReport, limits: Limits) -> list[Check]:
+    score = next((c.overall for c in task.contenders if c.name == "bundle"), None)
+    if score is None:
+        raise ConfigError("the reports do not measure the bundle's answers: run validate again")
+    checks = [
+        limits.at_most("max_exact_call_drop", "exact calls lost to the bundle", task.exact_call_drop),
+        limits.at_least("min_valid", "valid answers of the bundle", score.valid),
+    ]
+    if limits.has("min_exact_call"):
+        subject = "exact-call accuracy of the bundle"
+        checks.append(limits.at_least("min_exact_call", subject, score.exact_call))
+    return checks
+
+
+def _latency(latency: LatencyReport, limits: Limits) -> list[Check]:
+    over = "over the unmerged model's"
+    checks = []
+    for point in latency.points:
+        at, behind = str(point.prompt_tokens), f"behind {point.prompt_tokens} tokens, {over}"
+        ttft, token = point.ttft_ratio.get("bundle"), point.token_ratio.get("bundle")
+        checks += [
+            limits.at_most(
+                "max_ttft_ratio", f"time to first token {behind}", ttft, at=at, fewest=FEWEST_ROUNDS
+            ),
+            limits.at_most("max_token_ratio", f"time per token {behind}", token, at=at, fewest=FEWEST_ROUNDS),
+        ]
+    bundle, unmerged = (latency.footprints.get(name) for name in ("bundle", "unmerged"))
+    peak = bundle.peak_bytes / unmerged.peak_bytes if bundle and unmerged else None
+    checks += [
+        limits.at_most(
+            "max_call_ratio",
+            f"time of a whole answer, {over}",
+            latency.call.ratio.get("bundle"),
+            fewest=FEWEST_ROUNDS,
+        ),
+        limits.at_most("max_peak_ratio", f"peak memory, {over}", peak),
+    ]
+    if limits.has("max_load_ms"):
+        load = bundle.load_ms if bundle else None
+        checks.append(limits.at_most("max_load_ms", "time to verify and open the bundle", load))
+    return checks
 
 
 def _overall(verdicts: list[Verdict]) -> Verdict:
@@ -132,61 +153,6 @@ def _rendering(parity: ParityReport) -> Check:
         "inconclusive": "no prompt was compared",
     }[verdict]
     subject = "prompts whose token ids differ on the device"
-    return Check("rendering", subject, float(check.different), None, None, 0.0, "at most", verdict, reason)
-
-
-def _at_most(name: str, subject: str, figure: Estimate | float | None, limits: Mapping[str, float]) -> Check:
-    return _check(name, subject, figure, limits[name], "at most")
-
-
-def _at_least(name: str, subject: str, figure: Estimate | float | None, limits: Mapping[str, float]) -> Check:
-    return _check(name, subject, figure, limits[name], "at least")
-
-
-def _check(
-    name: str,
-    subject: str,
-    figure: Estimate | float | None,
-    threshold: float,
-    direction: Literal["at most", "at least"],
-) -> Check:
-    if figure is None:
-        reason = "not measured"
-        return Check(name, subject, None, None, None, threshold, direction, "inconclusive", reason)
-    interval = figure if isinstance(figure, Estimate) else Estimate(figure, figure, figure)
-    verdict = _verdict(interval, threshold, direction)
-    low, high = (interval.low, interval.high) if isinstance(figure, Estimate) else (None, None)
     return Check(
-        name,
-        subject,
-        interval.value,
-        low,
-        high,
-        threshold,
-        direction,
-        verdict,
-        _reason(verdict, interval, threshold),
+        "rendering", "", subject, float(check.different), None, None, 0.0, "at most", verdict, reason
     )
-
-
-def _verdict(interval: Estimate, threshold: float, direction: Literal["at most", "at least"]) -> Verdict:
-    if not all(math.isfinite(bound) for bound in (interval.value, interval.low, interval.high)):
-        return "fail"
-    best, worst = (interval.low, interval.high) if direction == "at most" else (-interval.high, -interval.low)
-    limit = threshold if direction == "at most" else -threshold
-    if worst <= limit:
-        return "pass"
-    return "fail" if best > limit else "inconclusive"
-
-
-def _reason(verdict: Verdict, interval: Estimate, threshold: float) -> str:
-    if verdict == "inconclusive":
-        # The half-width shrinks with the square root of the sample, so this many times more settles it.
-        half_width, distance = (interval.high - interval.low) / 2, abs(threshold - interval.value)
-        more = (
-            f"about {math.ceil((half_width / distance) ** 2)} times the sample"
-            if distance
-            else "a larger sample"
-        )
-        return f"the interval straddles the threshold; {more} would settle it"
-    return {"pass": "within the threshold", "fail": "beyond the threshold"}[verdict]

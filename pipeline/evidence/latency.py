@@ -6,25 +6,42 @@ clock or a noisy neighbour meets all of them, and ratios are taken within a roun
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import platform
+import select
+import signal
+import statistics
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Literal
 
-import numpy as np
-
+from pipeline.evidence.contender import Call, Decode, Reply, Request
 from pipeline.evidence.statistics import median
+from pipeline.evidence.task import UNMERGED
 from pipeline.provenance import versions
-from runtime.errors import StageError
-from runtime.report import Distribution, Estimate, Footprint, LatencyPoint, LatencyReport, Machine
+from runtime.errors import StageError, UsageError
+from runtime.report import (
+    CallLatency,
+    Estimate,
+    Footprint,
+    LatencyPoint,
+    LatencyReport,
+    Machine,
+    distribution,
+    from_json,
+)
 
-UNMERGED = "unmerged"
+_WARM_TOKENS = 4
+"""New tokens of what is not counted: enough to have run every path once."""
+PATIENCE_S = 600.0
+"""Longest wait for a model to load or for one reply: what takes longer hangs."""
 _FEATURES = (
     "avx2",
     "avx512f",
@@ -38,15 +55,33 @@ _FEATURES = (
     "sve",
 )
 
+Round = dict[str, tuple[float, ...]]
+"""Contender → what it replied to one request, in milliseconds."""
+
 
 @dataclass(frozen=True)
 class Contender:
     """What to start: see `pipeline.evidence.contender`."""
 
     name: str
-    kind: str
+    kind: Literal["unmerged", "merged", "bundle"]
     path: Path
     adapter: Path | None = None
+
+
+@dataclass(frozen=True)
+class CallPrompt:
+    """One request to answer whole.
+
+    Attributes:
+        utterance: what a bundle is given.
+        tokens: the prompt that it is rendered to, which torch is given.
+        stop: the token that ends torch's answer.
+    """
+
+    utterance: str
+    tokens: tuple[int, ...]
+    stop: int
 
 
 def measure_latency(
@@ -54,117 +89,156 @@ def measure_latency(
     prompt_tokens: Sequence[int],
     new_tokens: int,
     runs: int,
+    calls: Sequence[CallPrompt],
+    max_new_tokens: int,
     threads: int,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> LatencyReport:
-    """Time every contender at every prompt length, `runs` rounds after one that is not counted.
+    """Time every contender at every prompt length and on every call, each after a round not counted.
 
     Args:
         contenders: one of them named `unmerged`, the denominator of every ratio.
         prompt_tokens: prompt lengths.
         new_tokens: tokens decoded behind each prompt.
-        runs: counted rounds.
+        runs: counted rounds at each length.
+        calls: at least one; each is a round, and is answered once by each contender.
+        max_new_tokens: longest answer to a call.
         threads: for every contender alike.
         progress: told rounds done and in all.
 
     Raises:
-        StageError: a contender stopped; its last line of output is the reason.
+        UsageError: two contenders have one name.
+        StageError: a contender stopped or hangs; its last line of output is the reason.
     """
-    total, done = len(prompt_tokens) * (runs + 1), 0
-    rounds: dict[int, list[dict[str, Any]]] = {}
+    names = [contender.name for contender in contenders]
+    for name in names:
+        if names.count(name) > 1:
+            raise UsageError(f'two contenders are named "{name}"; give each a name of its own')
+    steps, total = itertools.count(1), len(prompt_tokens) * (1 + runs) + 1 + len(calls)
     with ExitStack() as stack:
-        running = {c.name: stack.enter_context(Running(c, threads)) for c in contenders}
+        running = {each.name: stack.enter_context(Running(each, threads)) for each in contenders}
+
+        def rounds(requests: Sequence[Decode | Call]) -> list[Round]:
+            found = []
+            for request in requests:
+                found.append({name: it.ask(request) for name, it in running.items()})
+                progress(next(steps), total)
+            return found
+
+        points = []
         for length in prompt_tokens:
-            rounds[length] = []
-            for _ in range(runs + 1):
-                rounds[length].append({name: it.ask(length, new_tokens) for name, it in running.items()})
-                done += 1
-                progress(done, total)
+            warm, counted = Decode(length, min(_WARM_TOKENS, new_tokens)), Decode(length, new_tokens)
+            points.append(_point(counted, rounds([warm, *[counted] * runs])[1:]))
+        asked = [Call(call.utterance, call.tokens, call.stop, max_new_tokens) for call in calls]
+        first = replace(asked[0], max_new_tokens=min(_WARM_TOKENS, max_new_tokens))
+        answered = _call(rounds([first, *asked])[1:])
         footprints = {name: Footprint(it.load_ms, it.peak_bytes) for name, it in running.items()}
-    return LatencyReport(
-        machine=this_machine(),
-        threads=threads,
-        points=tuple(_point(length, new_tokens, found[1:]) for length, found in rounds.items()),
-        footprints=footprints,
-    )
+    return LatencyReport(this_machine(), threads, tuple(points), answered, footprints)
 
 
 class Running:
     """A contender's process."""
 
     def __init__(self, contender: Contender, threads: int) -> None:
-        self._contender = contender
+        """Start it and wait until it has loaded: two models loading at once would time each other."""
         paths = [contender.path, *([contender.adapter] if contender.adapter else [])]
-        self._process = subprocess.Popen(
-            [
-                sys.executable,
-                "-m",
-                "pipeline.evidence.contender",
-                contender.kind,
-                str(threads),
-                *map(str, paths),
-            ],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        # Wait for the load to end: two models loading at once would time each other.
-        self.load_ms = float(self._read()["load_ms"])
+        module = "pipeline.evidence.contender"
+        command = [sys.executable, "-m", module, contender.kind, str(threads), *map(str, paths)]
+        self._name = contender.name
         self.peak_bytes = 0
+        with ExitStack() as opening:
+            # A file, since a pipe that nobody reads would block whoever fills it.
+            self._said = opening.enter_context(
+                tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace")
+            )
+            self._process = subprocess.Popen(
+                command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._said, text=True
+            )
+            opening.callback(self._stop)
+            self.load_ms = self._reply()[0]
+            self._open = opening.pop_all()
 
     def __enter__(self) -> Running:
         return self
 
     def __exit__(self, *exception: object) -> None:
-        self._process.kill()
-        self._process.communicate()
+        self._open.close()
 
-    def ask(self, prompt_tokens: int, new_tokens: int) -> dict[str, Any]:
-        """One measurement: `ttft_ms` and a list `token_ms`."""
+    def ask(self, request: Decode | Call) -> tuple[float, ...]:
+        """Milliseconds of the answer to a call; or those of a prompt, then of each new token.
+
+        Raises:
+            StageError: the process stopped or hangs.
+        """
+        decode, call = (request, None) if isinstance(request, Decode) else (None, request)
         assert self._process.stdin is not None
         try:
-            self._process.stdin.write(f"{prompt_tokens} {new_tokens}\n")
+            self._process.stdin.write(json.dumps(asdict(Request(decode, call))) + "\n")
             self._process.stdin.flush()
         except BrokenPipeError:
             pass  # the process has ended; reading below says why
-        answer = self._read()
-        self.peak_bytes = int(answer["peak_bytes"])
-        return answer
+        return self._reply()
 
-    def _read(self) -> dict[str, Any]:
-        assert self._process.stdout is not None
-        line = self._process.stdout.readline()
+    def _reply(self) -> tuple[float, ...]:
+        output = self._process.stdout
+        assert output is not None
+        if not select.select([output], [], [], PATIENCE_S)[0]:
+            raise self._failure(f"has not answered for {PATIENCE_S:g} s")
+        line = output.readline()
         if not line:
-            said = self._process.communicate()[1].strip().splitlines()
-            reason = said[-1] if said else f"exit code {self._process.returncode}"
-            raise StageError(f'latency: the contender "{self._contender.name}" stopped: {reason}')
-        answer: dict[str, Any] = json.loads(line)
-        return answer
+            raise self._failure(_ending(self._process.wait()))
+        reply = from_json(Reply, line)
+        self.peak_bytes = reply.peak_bytes
+        return reply.times_ms
+
+    def _failure(self, what: str) -> StageError:
+        self._said.seek(0)
+        last = (self._said.read().strip() or "it said nothing").splitlines()[-1]
+        return StageError(f'latency: the contender "{self._name}" {what}: {last}')
+
+    def _stop(self) -> None:
+        self._process.kill()
+        self._process.communicate()
 
 
-def _point(length: int, new_tokens: int, rounds: Sequence[Mapping[str, Any]]) -> LatencyPoint:
-    names = list(rounds[0])
-    ttft = {name: [float(found[name]["ttft_ms"]) for found in rounds] for name in names}
-    each = {name: [list(map(float, found[name]["token_ms"])) for found in rounds] for name in names}
-    middle = {name: [float(np.median(run)) for run in runs] for name, runs in each.items()}
+def _ending(code: int) -> str:
+    """A process killed from outside has no last word; the kernel kills the largest when memory is short."""
+    if code == -signal.SIGKILL:
+        return "was killed, as happens when memory runs out"
+    return "stopped"
+
+
+def _point(request: Decode, rounds: Sequence[Round]) -> LatencyPoint:
+    ttft = {name: [times[name][0] for times in rounds] for name in rounds[0]}
+    each = {name: [times[name][1:] for times in rounds] for name in rounds[0]}
+    middle = {name: [statistics.median(run) for run in runs] for name, runs in each.items()}
     return LatencyPoint(
-        prompt_tokens=length,
-        new_tokens=new_tokens,
-        ttft={name: _distribution(ttft[name]) for name in names},
-        token={name: _distribution([value for run in each[name] for value in run]) for name in names},
-        ttft_ratio={name: _ratio(ttft[name], ttft[UNMERGED]) for name in names if name != UNMERGED},
-        token_ratio={name: _ratio(middle[name], middle[UNMERGED]) for name in names if name != UNMERGED},
+        prompt_tokens=request.prompt_tokens,
+        new_tokens=request.new_tokens,
+        ttft={name: distribution(times) for name, times in ttft.items()},
+        token={name: distribution([time for run in runs for time in run]) for name, runs in each.items()},
+        ttft_ratio=_ratios(ttft),
+        token_ratio=_ratios(middle),
     )
 
 
-def _ratio(times: Sequence[float], reference: Sequence[float]) -> Estimate:
-    return median([a / b for a, b in zip(times, reference, strict=True)])
+def _call(rounds: Sequence[Round]) -> CallLatency:
+    times = {name: [found[name][0] for found in rounds] for name in rounds[0]}
+    return CallLatency(
+        utterances=len(rounds),
+        times={name: distribution(taken) for name, taken in times.items()},
+        ratio=_ratios(times),
+    )
 
 
-def _distribution(values: Sequence[float]) -> Distribution:
-    p50, p95, p99 = (float(value) for value in np.quantile(values, (0.5, 0.95, 0.99)))
-    return Distribution(len(values), p50, p95, p99)
+def _ratios(times: Mapping[str, Sequence[float]]) -> dict[str, Estimate]:
+    """Each contender's times over the unmerged model's of the same rounds."""
+    reference = times[UNMERGED]
+    return {
+        name: median([a / b for a, b in zip(taken, reference, strict=True)])
+        for name, taken in times.items()
+        if name != UNMERGED
+    }
 
 
 def this_machine() -> Machine:
@@ -183,6 +257,6 @@ def this_machine() -> Machine:
         memory_bytes=os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
         versions={
             "python": platform.python_version(),
-            **versions(("onnxruntime", "torch", "transformers", "peft")),
+            **versions(("llguidance", "numpy", "onnxruntime", "peft", "tokenizers", "torch", "transformers")),
         },
     )

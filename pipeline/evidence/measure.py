@@ -1,10 +1,13 @@
-"""A candidate bundle, run through `runtime`, measured against the unmerged model."""
+"""A candidate bundle and every form before it, measured against the unmerged model."""
 
 from __future__ import annotations
 
 import gc
 import random
+import shutil
+import tempfile
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,58 +16,113 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase
 import runtime
 from pipeline.config import Validate
 from pipeline.data.packing import common_prefix
-from pipeline.data.prepare import domain
 from pipeline.data.records import Record, read_records
 from pipeline.data.render import Example, render
-from pipeline.evidence.latency import Contender, measure_latency
-from pipeline.evidence.parity import Conversation, check_cache, compare
-from pipeline.evidence.reference import Unmerged
-from pipeline.evidence.task import BUNDLE, UNMERGED, Question, Reply, task_report
+from pipeline.evidence.answers import base_and_unmerged, bundle_replies, generations, question
+from pipeline.evidence.chain import measure_chain
+from pipeline.evidence.form import Conversation
+from pipeline.evidence.latency import CallPrompt, Contender, measure_latency
+from pipeline.evidence.links import chain_links
+from pipeline.evidence.parity import check_cache
+from pipeline.evidence.task import BUNDLE, UNMERGED, task_report
+from pipeline.evidence.torch_model import TorchModel
+from pipeline.merge import merge
 from pipeline.stage import Progress
 from runtime import Assistant
-from runtime.calls import AnswerForm, call_text, check_call, parse_calls
+from runtime.decoder import Decoder
 from runtime.errors import CheckpointError, DataError, GateError, InferenceError
-from runtime.report import LatencyReport, ParityReport, RenderingCheck, TaskReport, to_json
+from runtime.report import CacheCheck, LatencyReport, ParityReport, RenderingCheck, TaskReport, to_json
 
-BASE = "base"
 SEED = 0
-_OPENING: Mapping[AnswerForm, str] = {"json": "[", "hermes": "<tool_call>"}
+
+
+@dataclass(frozen=True)
+class Model:
+    """What a bundle was made from.
+
+    Attributes:
+        base: the base checkpoint, whose tokenizer is the training side's.
+        adapter: the adapter that was trained on it.
+        merged: the checkpoint that the bundle was exported from.
+    """
+
+    base: Path
+    adapter: Path
+    merged: Path
+
+
+def merge_again(base: Path, adapter: Path, scratch: Path, progress: Progress) -> Path:
+    """The merged checkpoint, for a bundle that came without it; `scratch` is a directory to make it in.
+
+    Raises:
+        CockpitError: as `pipeline.merge.merge`.
+    """
+    folder = scratch / "merged"
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir()
+    merge(base, adapter, folder, progress)
+    return folder
 
 
 def measure(
-    settings: Validate, bundle: Path, base: Path, adapter: Path, data: Path, out: Path, progress: Progress
+    settings: Validate,
+    bundle: Path,
+    others: Mapping[str, Path],
+    model: Model,
+    data: Path,
+    out: Path,
+    scratch: Path,
+    progress: Progress,
 ) -> Mapping[str, Any]:
     """Write `parity.json`, `task.json` and `latency.json`.
 
     Args:
         settings: how much to measure.
         bundle: the candidate.
-        base: the base checkpoint, whose tokenizer is the training side's.
-        adapter: the adapter that was trained on it.
+        others: more bundles to time beside it, by name.
+        model: what the candidate should be true to.
         data: test records, or a folder with `test.jsonl`.
         out: where the measurements go.
+        scratch: a directory for forms that the chain needs on the way.
         progress: told how it goes.
 
     Raises:
         BundleError: the candidate is damaged.
         GateError: the candidate gives numbers that are not finite, so there is nothing to compare.
-        DataError: the test records are malformed.
+        DataError: the test records are malformed, or there are none.
     """
+    with tempfile.TemporaryDirectory(dir=scratch) as fresh:
+        return _measure(settings, bundle, others, model, data, out, Path(fresh), progress)
+
+
+def _measure(
+    settings: Validate,
+    bundle: Path,
+    others: Mapping[str, Path],
+    model: Model,
+    data: Path,
+    out: Path,
+    scratch: Path,
+    progress: Progress,
+) -> Mapping[str, Any]:
     assistant = runtime.load(bundle, threads=settings.threads)
     records = _sample(read_records(data / "test.jsonl" if data.is_dir() else data), settings)
-    tokenizer = _tokenizer(base)
+    if not records:
+        raise DataError(f"{data} holds no test record, so there is nothing to measure on")
+    tokenizer = _tokenizer(model.base)
     try:
         parity, task = measure_fidelity(
-            settings, assistant, Unmerged(base, adapter, settings.threads), tokenizer, records, progress
+            settings, assistant, bundle, model, tokenizer, records, scratch, progress
         )
     except InferenceError as error:
         raise GateError(f"the candidate is refused: {error}") from error
+    calls = _calls(settings, assistant, tokenizer, records)
     del assistant
     gc.collect()  # latency is measured in processes of their own, with the memory to themselves
-    latency = _latency(settings, bundle, base, adapter, progress)
+    latency = _latency(settings, bundle, others, model, calls, progress)
     for name, report in (("parity", parity), ("task", task), ("latency", latency)):
         (out / f"{name}.json").write_text(to_json(report), encoding="utf-8")
-    return {"conversations": settings.conversations, "utterances": len(task.answers)}
+    return {"conversations": min(len(records), settings.conversations), "utterances": len(task.answers)}
 
 
 def _sample(records: Sequence[Record], settings: Validate) -> list[Record]:
@@ -84,9 +142,11 @@ def _tokenizer(base: Path) -> PreTrainedTokenizerBase:
 def measure_fidelity(
     settings: Validate,
     assistant: Assistant,
-    reference: Unmerged,
+    bundle: Path,
+    model: Model,
     tokenizer: PreTrainedTokenizerBase,
     records: Sequence[Record],
+    scratch: Path,
     progress: Progress,
 ) -> tuple[ParityReport, TaskReport]:
     """Parity and task accuracy of a loaded bundle.
@@ -94,38 +154,41 @@ def measure_fidelity(
     Args:
         settings: how much to measure.
         assistant: the bundle.
-        reference: the unmerged model.
+        bundle: its directory.
+        model: what it should be true to.
         tokenizer: the training side's.
-        records: test records, already drawn.
+        records: test records, already drawn; at least one.
+        scratch: an empty directory.
         progress: told how it goes.
 
     Raises:
-        InferenceError: the bundle gives numbers that are not finite.
+        InferenceError: a form gives numbers that are not finite.
     """
-    examples = [
-        render(record, tokenizer, assistant.tools, assistant.manifest.prompt.system) for record in records
-    ]
+    examples = _examples(assistant, tokenizer, records)
     conversations = _conversations(records[: settings.conversations], examples[: settings.conversations])
-    total = len(conversations)
-    comparison = compare(
-        BUNDLE,
-        UNMERGED,
-        conversations,
-        reference.logits,
-        assistant.decoder.score,
-        settings.near_tie,
-        lambda done: progress("parity", done, total),
-    )
-    progress("cache checks", 0, 0)
+    asked, answers = records[: settings.task_examples], examples[: settings.task_examples]
+    origin = TorchModel(model.base, model.adapter, settings.threads, settings.reference)
+    texts = base_and_unmerged(settings, origin, assistant, tokenizer, answers, progress)
+    links = chain_links(settings, assistant, bundle, model.merged, scratch)
+    hops = measure_chain(origin, links, conversations, settings.near_tie, scratch, progress)
+    del origin
+    gc.collect()
+    cached = conversations[: settings.decode_conversations]
     parity = ParityReport(
-        comparisons=(comparison,),
-        cache=check_cache(assistant.decoder, conversations[: settings.decode_conversations]),
+        hops=hops,
+        cache=_cache(settings, assistant, scratch / "weights_only", cached, progress),
         rendering=_rendering(assistant, records, examples),
+        generations=generations(settings, assistant, asked, texts.unmerged_tokens, progress),
     )
-    asked = settings.task_examples
-    return parity, _task(
-        settings, assistant, reference, tokenizer, records[:asked], examples[:asked], progress
-    )
+    replies = {**texts.replies, BUNDLE: bundle_replies(settings, assistant, asked, progress)}
+    return parity, task_report([question(record, assistant) for record in asked], replies)
+
+
+def _examples(
+    assistant: Assistant, tokenizer: PreTrainedTokenizerBase, records: Sequence[Record]
+) -> list[Example]:
+    system = assistant.manifest.prompt.system
+    return [render(record, tokenizer, assistant.tools, system) for record in records]
 
 
 def _conversations(records: Sequence[Record], examples: Sequence[Example]) -> list[Conversation]:
@@ -135,6 +198,23 @@ def _conversations(records: Sequence[Record], examples: Sequence[Example]) -> li
         Conversation(record.id, (*example.prompt, *example.answer), max(shared, 1))
         for record, example in zip(records, examples, strict=True)
     ]
+
+
+def _cache(
+    settings: Validate,
+    assistant: Assistant,
+    weights_only: Path,
+    conversations: Sequence[Conversation],
+    progress: Progress,
+) -> tuple[CacheCheck, ...]:
+    """The bundle's cache, and for a quantized bundle the same loop over float activations."""
+    progress("cache checks", 0, 0)
+    shipped = check_cache("bundle", assistant.decoder, conversations)
+    if not weights_only.exists():
+        return shipped
+    limits = assistant.manifest.limits
+    floats = Decoder(weights_only, limits.context, limits.vocabulary, settings.threads)
+    return (*check_cache("weights_only", floats, conversations), *shipped)
 
 
 def _rendering(
@@ -148,79 +228,40 @@ def _rendering(
     return RenderingCheck(len(records), len(different), different[0] if different else "")
 
 
-def _task(
+def _calls(
     settings: Validate,
     assistant: Assistant,
-    reference: Unmerged,
     tokenizer: PreTrainedTokenizerBase,
     records: Sequence[Record],
-    examples: Sequence[Example],
-    progress: Progress,
-) -> TaskReport:
-    prompts, total = [example.prompt for example in examples], len(examples)
-
-    opening = _OPENING[assistant.manifest.prompt.form]
-
-    def hopeless(answer: Sequence[int]) -> bool:
-        # A list of calls has one opening: an answer that begins otherwise is wrong, however it goes on.
-        text = str(tokenizer.decode(list(answer))).lstrip()
-        return not (text.startswith(opening) or opening.startswith(text))
-
-    def answered(name: str, adapter: bool) -> list[Reply]:
-        answers = reference.answers(
-            prompts,
-            examples[0].answer[-1],
-            settings.max_new_tokens,
-            hopeless,
-            adapter=adapter,
-            progress=lambda done: progress(f"{name} answers", done, total),
-        )
-        return [_reply(str(tokenizer.decode(answer)), assistant) for answer in answers]
-
-    replies = {BASE: answered(BASE, False), UNMERGED: answered(UNMERGED, True), BUNDLE: []}
-    for done, record in enumerate(records, 1):
-        replies[BUNDLE].append(_asked(assistant, record.utterance, settings.max_new_tokens))
-        progress("bundle answers", done, total)
-    return task_report([_question(record, assistant) for record in records], replies)
-
-
-def _reply(text: str, assistant: Assistant) -> Reply:
-    """An answer's calls, where they parse and satisfy the tools' schemas."""
-    try:
-        calls = parse_calls(text, assistant.manifest.prompt.form)
-        for call in calls:
-            check_call(call, assistant.tools)
-    except DataError:
-        return Reply(text, None)
-    return Reply(text, calls)
-
-
-def _asked(assistant: Assistant, utterance: str, max_new_tokens: int) -> Reply:
-    """The bundle's answer as a car would get it: constrained to the tools' grammar."""
-    answer = assistant.answer(utterance, max_new_tokens)
-    return _reply(answer.text, assistant) if answer.complete else Reply(answer.text, None)
-
-
-def _question(record: Record, assistant: Assistant) -> Question:
-    domains = {domain(call.name) for call in record.calls}
-    return Question(
-        id=record.id,
-        utterance=record.utterance,
-        language=record.lang,
-        domain="refusal" if not domains else "several" if len(domains) > 1 else domains.pop(),
-        calls=record.calls,
-        text=call_text(record.calls, assistant.tools, assistant.manifest.prompt.form),
-    )
+) -> list[CallPrompt]:
+    timed = records[: settings.timed_calls]
+    examples = _examples(assistant, tokenizer, timed)
+    return [
+        CallPrompt(record.utterance, example.prompt, example.answer[-1])
+        for record, example in zip(timed, examples, strict=True)
+    ]
 
 
 def _latency(
-    settings: Validate, bundle: Path, base: Path, adapter: Path, progress: Progress
+    settings: Validate,
+    bundle: Path,
+    others: Mapping[str, Path],
+    model: Model,
+    calls: Sequence[CallPrompt],
+    progress: Progress,
 ) -> LatencyReport:
     return measure_latency(
-        (Contender(UNMERGED, "unmerged", base, adapter), Contender(BUNDLE, "bundle", bundle)),
+        (
+            Contender(UNMERGED, "unmerged", model.base, model.adapter),
+            Contender("merged", "merged", model.merged),
+            Contender(BUNDLE, "bundle", bundle),
+            *(Contender(name, "bundle", path) for name, path in others.items()),
+        ),
         settings.prompt_tokens,
         settings.new_tokens,
         settings.latency_runs,
+        calls,
+        settings.max_new_tokens,
         settings.threads,
         lambda done, total: progress("latency", done, total),
     )

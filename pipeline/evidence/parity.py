@@ -6,34 +6,22 @@ holds the logits of two forms of one conversation and no more.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.evidence.statistics import ratio_of_sums
+from pipeline.evidence.form import Conversation, Logits
+from pipeline.evidence.statistics import Floats, Samples, estimate, largest, pooled_quantile, ratio_of_sums
 from runtime.report import CacheCheck, Comparison, Estimate, Histogram
-
-Logits = NDArray[np.float32]
-Scorer = Callable[[Sequence[int]], Logits]
-"""Token ids (n,) → logits (n, vocabulary)."""
 
 KL_EDGES = (0.0, *(10.0**exponent for exponent in range(-9, 3)))
 """Decades of KL, in nats; the first bin holds what is below 1e-9."""
 
 CHUNK = 7
 """Tokens of one chunk in the chunked check: odd, so that chunk borders fall everywhere."""
-
-
-@dataclass(frozen=True)
-class Conversation:
-    """Token ids of a prompt and its answer; positions before `start` are shared and not counted."""
-
-    id: str
-    tokens: tuple[int, ...]
-    start: int
 
 
 class Cached(Protocol):
@@ -53,118 +41,135 @@ class Cached(Protocol):
 
 
 @dataclass(frozen=True)
-class _Positions:
-    """Figures of one conversation, each an array over its positions."""
+class Positions:
+    """Figures of one conversation, each array over its positions."""
 
-    max_absolute: NDArray[np.float64]
-    squares: NDArray[np.float64]
+    max_absolute: float
+    squares: float
     reference_max: float
-    reference_squares: NDArray[np.float64]
-    kl: NDArray[np.float64]
+    reference_squares: float
+    kl: Floats
     flipped: NDArray[np.bool_]
     near_tie: NDArray[np.bool_]
-    top5: NDArray[np.float64]
-    reference_nll: NDArray[np.float64]
-    nll: NDArray[np.float64]
+    top5: Floats
+    reference_nll: Floats
+    nll: Floats
     logits: int
 
 
-def compare(
-    name: str,
-    against: str,
-    conversations: Sequence[Conversation],
-    reference: Scorer,
-    candidate: Scorer,
-    near_tie: float,
-    progress: Callable[[int], None] = lambda done: None,
-) -> Comparison:
-    """Measure `candidate` against `reference` on every counted position.
+def positions(conversation: Conversation, reference: Logits, found: Logits, near_tie: float) -> Positions:
+    """Measure one form's logits (positions, V) against another's.
 
     Args:
-        name: the candidate's name.
-        against: the reference's name.
-        conversations: at least one.
-        reference: the model to be true to.
-        candidate: the model measured.
+        conversation: whose tokens follow the positions.
+        reference: of the form to be true to.
+        found: of the form measured.
         near_tie: margin in logits below which the reference's choice counts as tied.
-        progress: told the number of conversations done.
     """
-    parts: list[_Positions] = []
-    for done, conversation in enumerate(conversations, 1):
-        expected, found = reference(conversation.tokens), candidate(conversation.tokens)
-        parts.append(_positions(conversation, expected, found, near_tie))
-        progress(done)
-    return _summary(name, against, parts, near_tie)
-
-
-def _positions(conversation: Conversation, reference: Logits, found: Logits, near_tie: float) -> _Positions:
-    # Position p predicts token p + 1, so the last position predicts nothing that is known.
-    counted = slice(conversation.start - 1, len(conversation.tokens) - 1)
-    wanted, got = reference[counted].astype(np.float64), found[counted].astype(np.float64)
     following = np.asarray(conversation.tokens[conversation.start :])[:, None]
-    difference = np.abs(got - wanted)
-    wanted_log, got_log = _log_softmax(wanted), _log_softmax(got)
-    order = np.argpartition(wanted, -5, axis=1)[:, -5:]
+    wanted, difference = reference.astype(np.float64), found.astype(np.float64)
+    wanted_sum, found_sum = _log_sum_exp(wanted), _log_sum_exp(difference)
+    nll = (found_sum - np.take_along_axis(difference, following, axis=1))[:, 0]
+    difference -= wanted
+    order = np.argpartition(reference, -5, axis=1)[:, -5:]
     best = np.sort(np.take_along_axis(wanted, order, axis=1), axis=1)
-    got_order = np.argpartition(got, -5, axis=1)[:, -5:]
-    return _Positions(
-        max_absolute=difference.max(axis=1),
-        squares=np.square(difference).sum(axis=1),
-        reference_max=float(np.abs(wanted).max()),
-        reference_squares=np.square(wanted).sum(axis=1),
-        # KL is never negative; rounding of a sum over the vocabulary can leave -1e-17.
-        kl=np.maximum((np.exp(wanted_log) * (wanted_log - got_log)).sum(axis=1), 0.0),
-        flipped=wanted.argmax(axis=1) != got.argmax(axis=1),
+    found_order = np.argpartition(found, -5, axis=1)[:, -5:]
+    reference_nll = (wanted_sum - np.take_along_axis(wanted, following, axis=1))[:, 0]
+    squares = float(np.einsum("pv,pv->", difference, difference))
+    reference_squares = float(np.einsum("pv,pv->", wanted, wanted))
+    reference_max = float(np.abs(reference).max())
+    probability = np.exp(np.subtract(wanted, wanted_sum, out=wanted), out=wanted)
+    # Σ p (log p - log q), with log p - log q = log Σ exp q - log Σ exp p - (found - reference).
+    kl = (found_sum - wanted_sum)[:, 0] - np.einsum("pv,pv->p", probability, difference)
+    return Positions(
+        max_absolute=float(np.abs(difference, out=difference).max()),
+        squares=squares,
+        reference_max=reference_max,
+        reference_squares=reference_squares,
+        # KL is never negative; rounding of a sum over the vocabulary can leave -1e-15.
+        kl=np.maximum(kl, 0.0),
+        flipped=reference.argmax(axis=1) != found.argmax(axis=1),
         near_tie=best[:, -1] - best[:, -2] < near_tie,
-        top5=(order[:, :, None] == got_order[:, None, :]).any(axis=2).mean(axis=1),
-        reference_nll=-np.take_along_axis(wanted_log, following, axis=1)[:, 0],
-        nll=-np.take_along_axis(got_log, following, axis=1)[:, 0],
-        logits=wanted.size,
+        top5=(order[:, :, None] == found_order[:, None, :]).any(axis=2).mean(axis=1),
+        reference_nll=reference_nll,
+        nll=nll,
+        logits=found.size,
     )
 
 
-def _log_softmax(logits: NDArray[np.float64]) -> NDArray[np.float64]:
-    shifted = logits - logits.max(axis=1, keepdims=True)
-    return np.asarray(shifted - np.log(np.exp(shifted).sum(axis=1, keepdims=True)))
+def _log_sum_exp(logits: Floats) -> Floats:
+    """log Σ exp over the vocabulary: (positions, V) → (positions, 1)."""
+    top = logits.max(axis=1, keepdims=True)
+    return np.asarray(top + np.log(np.exp(logits - top).sum(axis=1, keepdims=True)))
 
 
-def _summary(name: str, against: str, parts: Sequence[_Positions], near_tie: float) -> Comparison:
+def summarize(name: str, against: str, parts: Sequence[Positions], near_tie: float) -> Comparison:
+    """The figures of all conversations, with intervals over them.
+
+    Args:
+        name: the form measured.
+        against: the form it was measured against.
+        parts: of each conversation; at least one.
+        near_tie: see `positions`.
+    """
     counts = [len(part.kl) for part in parts]
     kl = np.concatenate([part.kl for part in parts])
     flips = [int((part.flipped & ~part.near_tie).sum()) for part in parts]
-    squares = sum(float(part.squares.sum()) for part in parts)
-    reference_squares = sum(float(part.reference_squares.sum()) for part in parts)
-    max_absolute = max(float(part.max_absolute.max()) for part in parts)
-    same = ratio_of_sums([count - flip for count, flip in zip(counts, flips, strict=True)], counts)
     bins, _ = np.histogram(np.minimum(kl, KL_EDGES[-1]), bins=np.asarray(KL_EDGES))
+    reference_nll = np.concatenate([part.reference_nll for part in parts])
+    squares = [part.squares for part in parts]
     return Comparison(
         name=name,
         against=against,
         conversations=len(parts),
         positions=len(kl),
-        max_absolute_error=max_absolute,
-        rms_absolute_error=float(np.sqrt(squares / sum(part.logits for part in parts))),
-        relative_error=max_absolute / max(part.reference_max for part in parts),
-        rms_relative_error=float(np.sqrt(squares / reference_squares)),
+        max_absolute_error=largest([part.max_absolute for part in parts]),
+        rms_absolute_error=_root(squares, [part.logits for part in parts]),
+        relative_error=_relative(parts),
+        rms_relative_error=_root(squares, [part.reference_squares for part in parts]),
         kl_mean=ratio_of_sums([float(part.kl.sum()) for part in parts], counts),
-        kl_p99=float(np.quantile(kl, 0.99)),
-        kl_max=float(kl.max()),
+        kl_p99=pooled_quantile([part.kl for part in parts], 0.99),
+        kl_max=largest([float(part.kl.max()) for part in parts]),
         kl_histogram=Histogram(KL_EDGES, tuple(int(count) for count in bins)),
-        top1=Estimate(same.value, same.low, same.high),
-        top5=float(np.concatenate([part.top5 for part in parts]).mean()),
+        top1=ratio_of_sums([count - flip for count, flip in zip(counts, flips, strict=True)], counts),
+        top5=ratio_of_sums([float(part.top5.sum()) for part in parts], counts),
         flips=sum(flips),
         near_tie_flips=sum(int((part.flipped & part.near_tie).sum()) for part in parts),
         near_tie=near_tie,
-        reference_perplexity=_perplexity([part.reference_nll for part in parts]),
-        perplexity=_perplexity([part.nll for part in parts]),
+        reference_perplexity=float(np.exp(reference_nll.mean())),
+        perplexity_difference=_perplexity_difference(parts),
     )
 
 
-def _perplexity(parts: Sequence[NDArray[np.float64]]) -> float:
-    return float(np.exp(np.concatenate(parts).mean()))
+def _root(squares: Sequence[float], of: Sequence[float]) -> Estimate:
+    """Square root of a ratio of sums."""
+    top, bottom = np.asarray(squares), np.asarray(of, np.float64)
+    return estimate(len(top), lambda chosen: np.sqrt(top[chosen].sum(axis=1) / bottom[chosen].sum(axis=1)))
 
 
-def check_cache(decoder: Cached, conversations: Sequence[Conversation]) -> tuple[CacheCheck, ...]:
+def _relative(parts: Sequence[Positions]) -> Estimate:
+    error = np.asarray([part.max_absolute for part in parts])
+    scale = np.asarray([part.reference_max for part in parts])
+    return estimate(len(parts), lambda chosen: error[chosen].max(axis=1) / scale[chosen].max(axis=1))
+
+
+def _perplexity_difference(parts: Sequence[Positions]) -> Estimate:
+    counts = np.asarray([len(part.kl) for part in parts])
+    reference = np.asarray([part.reference_nll.sum() for part in parts])
+    found = np.asarray([part.nll.sum() for part in parts])
+
+    def difference(chosen: Samples) -> Floats:
+        tokens = counts[chosen].sum(axis=1)
+        return np.asarray(
+            np.exp(found[chosen].sum(axis=1) / tokens) - np.exp(reference[chosen].sum(axis=1) / tokens)
+        )
+
+    return estimate(len(parts), difference)
+
+
+def check_cache(
+    form: Literal["weights_only", "bundle"], decoder: Cached, conversations: Sequence[Conversation]
+) -> tuple[CacheCheck, ...]:
     """Run conversations through the cache in three other ways; all must agree with one prefill.
 
     decode: one token at a time. chunks: `CHUNK` tokens at a time. rewind: everything, then back to
@@ -189,18 +194,21 @@ def check_cache(decoder: Cached, conversations: Sequence[Conversation]) -> tuple
         found["rewind"].append((prefill[middle:], refilled))
         decoder.reset()
     return (
-        _cache_check("decode", found["decode"]),
-        _cache_check("chunks", found["chunks"]),
-        _cache_check("rewind", found["rewind"]),
+        _cache_check(form, "decode", found["decode"]),
+        _cache_check(form, "chunks", found["chunks"]),
+        _cache_check(form, "rewind", found["rewind"]),
     )
 
 
 def _cache_check(
-    way: Literal["decode", "chunks", "rewind"], pairs: Sequence[tuple[Logits, Logits]]
+    form: Literal["weights_only", "bundle"],
+    way: Literal["decode", "chunks", "rewind"],
+    pairs: Sequence[tuple[Logits, Logits]],
 ) -> CacheCheck:
     worst = max(float(np.abs(cached - prefill).max()) for prefill, cached in pairs)
     scale = max(float(np.abs(prefill).max()) for prefill, _ in pairs)
     return CacheCheck(
+        form=form,
         way=way,
         conversations=len(pairs),
         positions=sum(len(prefill) for prefill, _ in pairs),

@@ -7,9 +7,9 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
-from pipeline.evidence.statistics import mcnemar, mean
+from pipeline.evidence.statistics import mcnemar, mean, ratio_of_sums
 from runtime.calls import Call
-from runtime.report import Answer, ContenderScore, Score, TaskReport
+from runtime.report import Answer, ContenderScore, Estimate, Score, TaskReport
 
 UNMERGED, BUNDLE = "unmerged", "bundle"
 
@@ -80,15 +80,15 @@ def _by(pairs: Sequence[tuple[Question, Reply]], group: Callable[[Question], str
 
 
 def _score(pairs: Sequence[tuple[Question, Reply]]) -> Score:
-    refusals = [reply.calls == () for question, reply in pairs if not question.calls]
+    names = [_names(question.calls) == _names(reply.calls) for question, reply in pairs]
+    refusals = [float(reply.calls == ()) for question, reply in pairs if not question.calls]
     return Score(
         utterances=len(pairs),
         exact_call=mean([float(_same(question, reply)) for question, reply in pairs]),
-        function_name=sum(_names(question.calls) == _names(reply.calls) for question, reply in pairs)
-        / len(pairs),
+        function_name=mean([float(same) for same in names]),
         argument_f1=_argument_f1(pairs),
-        refusal=sum(refusals) / len(refusals) if refusals else None,
-        valid=sum(reply.calls is not None for _, reply in pairs) / len(pairs),
+        refusal=mean(refusals) if refusals else None,
+        valid=mean([float(reply.calls is not None) for _, reply in pairs]),
     )
 
 
@@ -100,15 +100,15 @@ def _names(calls: tuple[Call, ...] | None) -> list[str] | None:
     return None if calls is None else [call.name for call in calls]
 
 
-def _argument_f1(pairs: Sequence[tuple[Question, Reply]]) -> float:
-    """Micro-averaged F1 of (function, argument, value); 1 where neither side has any argument."""
-    hits = wanted = found = 0
+def _argument_f1(pairs: Sequence[tuple[Question, Reply]]) -> Estimate:
+    """Micro-averaged F1 of (function, argument, value); an utterance without any counts as one hit."""
+    hits, both = [], []
     for question, reply in pairs:
         expected, got = _triples(question.calls), _triples(reply.calls or ())
-        hits += (expected & got).total()
-        wanted += expected.total()
-        found += got.total()
-    return 2 * hits / (wanted + found) if wanted + found else 1.0
+        empty = not expected and not got
+        hits.append(2.0 * ((expected & got).total() + empty))
+        both.append(float(expected.total() + got.total() + 2 * empty))
+    return ratio_of_sums(hits, both)
 
 
 def _triples(calls: tuple[Call, ...]) -> Counter[tuple[str, str, str]]:

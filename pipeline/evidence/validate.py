@@ -9,7 +9,10 @@ from typing import Any
 from pipeline import stages
 from pipeline.config import Gate, Validate
 from pipeline.evidence.admission import assemble, write_report
+from pipeline.evidence.baseline import refuse_incomparable
+from pipeline.evidence.latency import this_machine
 from pipeline.stage import Artifact, Progress, write_stage
+from pipeline.stages import Origin
 from runtime.report import Report, read_report
 
 
@@ -18,11 +21,12 @@ def validate(
     gate: Gate,
     *,
     bundle: Artifact,
-    base: Artifact,
-    adapter: Artifact,
+    origin: Origin,
     data: Artifact,
     out: Path,
     progress: Progress,
+    others: Mapping[str, Artifact] | None = None,
+    baseline: Report | None = None,
 ) -> Report:
     """Measure a bundle against base + adapter and judge it.
 
@@ -30,22 +34,26 @@ def validate(
         validation: how much evidence to gather.
         gate: thresholds.
         bundle: a candidate or an admitted bundle.
-        base: the base checkpoint.
-        adapter: the adapter that was trained on it.
+        origin: what it was made from.
         data: test records, a JSON Lines file or a folder with `test.jsonl`.
         out: the directory to make: measurements, and `report/` with the verdict. It is made whatever
             the verdict; `pipeline.evidence.admission.refuse_unless_passed` turns that into an error.
         progress: told how it goes.
+        others: more bundles to time beside it, by name.
+        baseline: the report of the last release, to be judged against as well.
 
     Raises:
+        UsageError: a baseline that was measured on another machine or with other versions.
         CockpitError: it could not be measured.
     """
-    plan = stages.evidence(validation, bundle, base, adapter, data)
-    made = {"base": base, "adapter": adapter, "bundle": bundle}
+    if baseline is not None:
+        refuse_incomparable(baseline, this_machine(), validation.threads)
+    plan = stages.evidence(validation, bundle, origin, data, others or {})
+    made = {"base": origin.base, "adapter": origin.adapter, "bundle": bundle}
 
     def work(folder: Path, scratch: Path) -> Mapping[str, Any]:
         figures = plan.work(folder, scratch, progress)
-        write_report(assemble(folder, bundle.path, gate, made), folder / "report")
+        write_report(assemble(folder, bundle.path, gate, made, baseline), folder / "report")
         return figures
 
     write_stage(plan.stage, out, work)

@@ -37,6 +37,10 @@ TEMPLATES: Final[Mapping[str, tuple[Template, ...]]] = {
         say("(it should be|I want it|I'd like it) [a bit|a little] {direction:warmer} {zone:zone_place}"),
         say("(could it be|can we have it|can you get it) [a bit|a little] {direction:warmer} [in here][?]"),
         say("[a bit|a little|slightly] {direction:warmer} (please|would be nice)"),
+        say("(can|could|would) you {direction:warm_verb} the (car|cabin) [a bit|a little][?]"),
+        say("let's {direction:warm_verb} the (car|cabin) [a bit|a little]"),
+        say("(can|could|would) you {direction:raise} the temperature [a bit|a little][?]"),
+        say("I('d like| want) to {direction:raise} the temperature [a bit|slightly]"),
     ),
     "climate_set_fan_speed": (
         order("(set|change|adjust) the (fan|fan speed|blower) to [level|speed] {level:fan_level}"),
@@ -59,6 +63,7 @@ TEMPLATES: Final[Mapping[str, tuple[Template, ...]]] = {
         say("let's have the (AC|air conditioner|air conditioning) {on}"),
         say("I'd (like|prefer) the (AC|air conditioner|air con) [to be] {on}"),
         order("(make sure|see to it that) the (AC|air conditioning|air con) is {on}"),
+        say("(can|could|would) you {on:switch} the (AC|air conditioning|air conditioner)[?]"),
     ),
     "climate_set_recirculation": (
         order("{on:switch} [the] (air recirculation|recirculation|recirculated air)"),
@@ -72,6 +77,7 @@ TEMPLATES: Final[Mapping[str, tuple[Template, ...]]] = {
         say("the [air] recirculation should be {on}"),
         say("I'd (like|prefer) [the] (air recirculation|recirculation) [to be] {on}"),
         order("(recirculate|circulate) the (air inside|inside air|cabin air)", on=True),
+        say("(can|could|would) you {on:switch} [the] (air recirculation|recirculation)[?]"),
     ),
     "climate_set_defroster": (
         order("{on:switch} the {window:front} (defroster|defrost|demister)"),
@@ -83,6 +89,7 @@ TEMPLATES: Final[Mapping[str, tuple[Template, ...]]] = {
         say("{window:front} (defroster|defrost|demister) {on} [please]"),
         say("the {window:front} (defroster|demister) should be {on}"),
         say("{on:want} the {window:front} (defroster|demister)"),
+        say("(can|could|would) you {on:switch} the {window:front} (defroster|demister)[?]"),
     ),
     "window_set_position": (
         order("{percent:open_all} {window} [completely|all the way]"),
@@ -96,6 +103,9 @@ TEMPLATES: Final[Mapping[str, tuple[Template, ...]]] = {
         say("(can|could) I have {window} {percent:open_full}[?]"),
         say("{window} should be {percent:open_full}"),
         order("(leave|have) {window} {percent} percent open"),
+        say("(can|could|would) you (open|lower) {window} {percent:open_part}[?]"),
+        order("(leave|have) {window} {percent:open_part} open"),
+        say("I('d like| want) {window} {percent:open_part} (open|down)"),
     ),
     "sunroof_set_position": (
         order("{percent:roof_all} the (sunroof|roof|panorama roof) [completely|all the way]"),
@@ -107,6 +117,8 @@ TEMPLATES: Final[Mapping[str, tuple[Template, ...]]] = {
         say("the (sunroof|roof|panorama roof) should be {percent:open_full}"),
         say("the (sunroof|panorama roof) should be {percent} percent open"),
         order("(leave|have) the (sunroof|roof) {percent}(%| percent) open"),
+        say("(can|could) I have the (sunroof|panorama roof) {percent:open_full}[?]"),
+        say("(can|could|would) you (open|slide open) the (sunroof|roof) {percent:open_part}[?]"),
     ),
     "wiper_set_mode": (
         order("(set|switch|change) the [windshield] wipers to {mode:wiper_mode}"),
@@ -142,6 +154,8 @@ TEMPLATES: Final[Mapping[str, tuple[Template, ...]]] = {
         say("{seat} is too hot, (turn|switch) the (heating|heater) off", level=0),
         say("(can|could) we have the heating (of|for|in) {seat} (on|at) {level:seat_level}[?]"),
         order("(stop|quit) heating {seat}", level=0),
+        say("(can|could|would) you (turn|switch) off the heating (of|for|in) {seat}[?]", level=0),
+        say("I (don't|no longer) (need|want) {seat} heated", level=0),
     ),
     "seat_set_massage": (
         order("{on:switch} the massage (in|for|of) {seat}"),
@@ -153,6 +167,7 @@ TEMPLATES: Final[Mapping[str, tuple[Template, ...]]] = {
         say("(can|could) we have the massage (in|for|of) {seat} {on}[?]"),
         say("{seat} massage {on} [please]"),
         say("I'd (like|prefer) {seat} massage [to be] {on}"),
+        say("(can|could|would) you {on:switch} the massage (in|for|of) {seat}[?]"),
     ),
     "seat_move": (
         order("(move|shift|push) {seat} [a bit|a little] {direction:seat_way}"),
@@ -199,6 +214,7 @@ TEMPLATES: Final[Mapping[str, tuple[Template, ...]]] = {
         say("we (broke down|have a breakdown), (warning flashers|hazards) {on}"),
         order("(make sure|see to it that) the (hazard lights|hazards|warning flashers) are {on}"),
         say("I'd (like|prefer) the (hazard lights|hazards|hazard flashers) [to be] {on}"),
+        say("(can|could|would) you {on:switch} the (hazard lights|hazards|warning flashers)[?]"),
     ),
     "light_set_ambient": (
         order("(set|change|switch|turn) the (ambient|mood) (light|lighting) to {color}"),
@@ -222,6 +238,7 @@ TEMPLATES: Final[Mapping[str, tuple[Template, ...]]] = {
         say("it's [too|so] dark in here, (interior|dome|cabin) light {on}"),
         say("I'd (like|prefer) the (dome light|cabin light|reading light) [to be] {on}"),
         order("(make sure|see to it that) the (dome light|interior light|cabin light) is {on}"),
+        say("(can|could|would) you {on:switch} the (dome light|interior light|cabin light)[?]"),
     ),
     "drive_set_mode": (
         order("(switch|change|go) to {mode} mode"),
@@ -259,6 +276,7 @@ TEMPLATES: Final[Mapping[str, tuple[Template, ...]]] = {
         order("help me (stay|keep) in (the|my) lane", on=True),
         order("(make sure|see to it that) [the] (lane assist|lane keeping|lane assistant) is {on}"),
         say("keep (me|the car) in (the|my) lane", on=True),
+        say("(can|could|would) you {on:switch} (lane assist|lane keeping|the lane assistant)[?]"),
     ),
     "vehicle_get_status": (
         order("(tell|show|give) me the {item:reading}"),

@@ -216,10 +216,12 @@ SLOTS: Final[Mapping[str, Slot]] = {
     "mhz": Numeric(tuple(tick for tick in range(876, 1080) if tick % 10), spell, unit=0.1),
     "pause": Closed({"pause": ("pause", "hold"), "resume": ("resume", "continue", "unpause")}),
     "next": Closed({"next": ("next", "following"), "previous": ("previous", "last")}),
-    "skip": Closed(
+    "player": Closed(
         {
-            "next": ("skip forward", "jump ahead", "skip ahead"),
-            "previous": ("go back", "jump back", "skip back"),
+            "pause": ("pause the music", "pause this song", "stop the music", "pause playback"),
+            "resume": ("resume the music", "continue the music", "keep playing", "resume playback"),
+            "next": ("skip this song", "skip this track", "play the next song", "go to the next track"),
+            "previous": ("play the previous song", "go back one song", "go to the previous track"),
         }
     ),
     "volume": Numeric(tuple(range(0, 101)), spell),
@@ -300,11 +302,11 @@ SLOTS: Final[Mapping[str, Slot]] = {
     "contact": Open(_CONTACTS),
     "digits": Digits((6, 7, 8)),
     "message": Open(_MESSAGES),
-    "answer": Closed(
+    "phone_action": Closed(
         {
-            "answer": ("answer", "accept", "take", "pick up"),
-            "reject": ("reject", "decline", "refuse", "ignore"),
-            "hang_up": ("end", "hang up", "finish"),
+            "answer": ("answer the call", "take the call", "pick up the phone", "accept the call"),
+            "reject": ("reject the call", "decline the call", "refuse the call", "ignore the call"),
+            "hang_up": ("end the call", "hang up", "finish the call", "hang up the phone"),
         }
     ),
     # lights

@@ -5,8 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from pipeline.evidence.report import charts
-from pipeline.evidence.report.charts import Dot
-from pipeline.evidence.report.fidelity import Chart
+from pipeline.evidence.report.charts import Chart, Dot
 from pipeline.evidence.report.words import Language, name, say
 from runtime.report import Answer, Report, Score
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from pipeline.evidence.report import figures
-from pipeline.evidence.report.checks import Line, lines, steps
-from pipeline.evidence.report.words import Language, name, say
+from pipeline.evidence.report.checks import Line, culprit_sentence, lines
+from pipeline.evidence.report.words import Language, say
 from runtime.report import Report
 
 
@@ -31,7 +31,7 @@ class Banner:
 
 def banner(report: Report, language: Language) -> Banner:
     """The verdict of a report in one language."""
-    checked = lines(report, language)
+    checked = lines(report.gate, language)
     failed = tuple(line for line in checked if line.check.verdict == "fail")
     undecided = tuple(line for line in checked if line.check.verdict == "inconclusive")
     return Banner(
@@ -46,14 +46,11 @@ def _sentences(report: Report, language: Language, failed: int, undecided: int) 
     if report.gate.verdict == "pass":
         return [say(language, "summary.pass", every)]
     if report.gate.verdict == "inconclusive":
-        return [say(language, "summary.inconclusive", undecided, every)]
-    key = "summary.fail.undecided" if undecided else "summary.fail"
-    sentences = [say(language, key, failed, every, undecided)]
-    for step in steps(report):
-        if step.guilty:
-            form, against = (name(language, one) for one in (step.comparison.name, step.comparison.against))
-            sentences.append(say(language, "summary.guilty", form, against))
-    return sentences
+        counted = say(language, "summary.inconclusive", undecided, every)
+    else:
+        key = "summary.fail.undecided" if undecided else "summary.fail"
+        counted = say(language, key, failed, every, undecided)
+    return [sentence for sentence in (culprit_sentence(report.gate, language), counted) if sentence]
 
 
 def _keys(report: Report, language: Language) -> list[Key]:
@@ -62,20 +59,13 @@ def _keys(report: Report, language: Language) -> list[Key]:
     if "bundle" in exact:
         note = say(language, "key.accuracy.note", exact.get("unmerged", "—"), exact.get("base", "—"))
         keys.append(Key(say(language, "exact"), exact["bundle"], note))
-    for one in report.parity.comparisons:
-        if (one.name, one.against) == ("bundle", "unmerged"):
-            note = say(language, "key.kl.note", figures.number(one.kl_p99))
-            keys.append(Key(say(language, "kl.mean"), figures.number(one.kl_mean.value), note))
-    longest = max(report.latency.points, key=lambda point: point.prompt_tokens, default=None)
-    if longest is not None and {"bundle"} <= longest.token.keys() & longest.token_ratio.keys():
-        ratio = figures.times(longest.token_ratio["bundle"].value)
-        keys.append(
-            Key(
-                say(language, "token"),
-                figures.milliseconds(longest.token["bundle"].p50),
-                say(language, "key.token.note", ratio, longest.prompt_tokens),
-            )
-        )
+    if (found := report.parity.bundle) is not None:
+        note = say(language, "key.kl.note", figures.number(found.kl_p99.value))
+        keys.append(Key(say(language, "kl.mean"), figures.number(found.kl_mean.value), note))
+    call = report.latency.call
+    if "bundle" in call.times and "bundle" in call.ratio:
+        note = say(language, "key.call.note", figures.times(call.ratio["bundle"].value))
+        keys.append(Key(say(language, "call"), figures.milliseconds(call.times["bundle"].p50), note))
     if (footprint := report.latency.footprints.get("bundle")) is not None:
         note = say(language, "key.memory.note", figures.milliseconds(footprint.load_ms))
         keys.append(Key(say(language, "memory"), figures.size(footprint.peak_bytes), note))

@@ -13,12 +13,22 @@ from itertools import pairwise
 from markupsafe import Markup
 
 from pipeline.evidence.report import svg
-from pipeline.evidence.report.figures import milliseconds, number, power, share, times
+from pipeline.evidence.report.figures import Budget, milliseconds, number, power, share, times
 from runtime.report import Comparison, Distribution, Estimate, Histogram, Verdict
 
 WIDTH = 360
 _LETTERS = 15
 """Letters of a label that fit the gutter; a Chinese character takes the room of two."""
+_COLOURED = frozenset({"base", "unmerged", "merged", "onnx", "weights_only", "shipped", "bundle"})
+
+
+@dataclass(frozen=True)
+class Chart:
+    """A drawing, its title, and what it shows."""
+
+    title: str
+    note: str
+    drawing: Markup
 
 
 @dataclass(frozen=True)
@@ -34,6 +44,23 @@ class Mark:
     """A value to mark with an upright line, and what to write at it."""
 
     value: float
+    text: str
+
+
+@dataclass(frozen=True)
+class Curve:
+    """A form of the model, and the error of its operators: (place in the order of all, error)."""
+
+    form: str
+    errors: Sequence[tuple[int, float]]
+
+
+@dataclass(frozen=True)
+class Spot:
+    """An operator to point at."""
+
+    at: int
+    error: float
     text: str
 
 
@@ -57,7 +84,7 @@ class Timing:
     ratio: Estimate | None
 
 
-def gauge(used: Estimate, verdict: Verdict, title: str) -> Markup:
+def gauge(used: Budget, verdict: Verdict, title: str) -> Markup:
     """How much of a threshold's budget is used; the line at two thirds is the threshold."""
     width, height, whole = 132.0, 14.0, 1.5
     at = svg.linear(0.0, whole, 2.0, width - 2.0)
@@ -69,6 +96,50 @@ def gauge(used: Estimate, verdict: Verdict, title: str) -> Markup:
     if used.high > used.low:
         parts.append(svg.line(f"range {verdict}", at(used.low), 7, at(used.high), 7))
     return svg.document("gauge", width, height, title, "", parts)
+
+
+def site_errors(
+    curves: Sequence[Curve],
+    sites: int,
+    layers: Sequence[tuple[int, str]],
+    guilty: Spot | None,
+    title: str,
+    note: str,
+) -> Markup:
+    """A line for each form over the operators in order, on a logarithmic axis from 1e-9 to 10.
+
+    Args:
+        curves: one or more.
+        sites: how many operators there are.
+        layers: the first operator of each layer, and the layer's name.
+        guilty: where it breaks.
+        title: names the chart.
+        note: says what it shows.
+    """
+    top, base, left = 16.0, 214.0, 34.0
+    along = svg.linear(0.0, max(1.0, sites - 1.0), left, WIDTH - 6.0)
+    up = svg.logarithmic(1e-9, 10.0, base, top)
+    parts: list[Markup] = []
+    for exponent in range(-9, 2):
+        y = up(10.0**exponent)
+        parts.append(svg.line("grid", left, y, WIDTH - 6, y))
+        if exponent % 3 == 0:
+            parts.append(svg.text("small", left - 5, y + 3.5, power(10.0**exponent)))
+    for at, label in layers[:: math.ceil(len(layers) / 8) or 1]:
+        parts.append(svg.line("axis", along(at), base, along(at), base + 4))
+        parts.append(svg.text("tick-label", along(at), base + 15, label))
+    for curve in curves:
+        own = colour(curve.form)
+        points = [(along(at), up(error)) for at, error in curve.errors]
+        parts += [svg.polyline(f"path {own}", points), svg.circle(f"dot {own}", *points[-1])]
+    if guilty is not None:
+        x, y, left_of = along(guilty.at), up(guilty.error), along(guilty.at) > WIDTH / 2
+        parts += [
+            svg.line("guilty", x, 4, x, base),
+            svg.circle("ring", x, y),
+            svg.text("guilty end" if left_of else "guilty", x - 5 if left_of else x + 5, 11, guilty.text),
+        ]
+    return svg.document("chart", WIDTH, base + 20, title, note, parts)
 
 
 def kl_by_form(
@@ -85,9 +156,9 @@ def kl_by_form(
         parts += [
             svg.text("label", 4, y + 10, label),
             svg.text("value", WIDTH - 4, y + 10, number(mean.value)),
-            svg.line(f"thin {own}", at(mean.value), y + 20, at(comparison.kl_max), y + 20),
-            svg.line(f"thin {own}", at(comparison.kl_max), y + 18, at(comparison.kl_max), y + 22),
-            svg.line(f"tick {own}", at(comparison.kl_p99), y + 16, at(comparison.kl_p99), y + 24),
+            svg.line(f"thin {own}", at(mean.value), y + 20, at(comparison.kl_max.value), y + 20),
+            svg.line(f"thin {own}", at(comparison.kl_max.value), y + 18, at(comparison.kl_max.value), y + 22),
+            svg.line(f"tick {own}", at(comparison.kl_p99.value), y + 16, at(comparison.kl_p99.value), y + 24),
             svg.line(f"thick {own}", at(mean.low), y + 20, at(mean.high), y + 20),
             svg.circle(f"dot {own}", at(mean.value), y + 20),
         ]
@@ -172,7 +243,7 @@ def accuracy(rows: Sequence[tuple[str, Sequence[Dot]]], title: str, note: str) -
 
 
 def latency(groups: Sequence[tuple[str, Sequence[Timing]]], title: str, note: str) -> Markup:
-    """Median as a bar, whiskers to the 99 % quantile, contender by contender, from zero."""
+    """Every contender's times as a strip that is darkest at the median, on an axis from zero."""
     gutter, right, row, heading = 82.0, 104.0, 30.0, 22.0
     longest = max([timing.times.p99 for _, timings in groups for timing in timings], default=1.0)
     at = svg.linear(0.0, longest or 1.0, gutter, WIDTH - right)
@@ -188,13 +259,18 @@ def latency(groups: Sequence[tuple[str, Sequence[Timing]]], title: str, note: st
 
 
 def _timing(timing: Timing, at: svg.Position, y: float) -> list[Markup]:
-    own, middle, found = colour(timing.contender), y + 9, timing.times
+    own, found = colour(timing.contender), timing.times
     parts = [
         svg.text("label", 4, y + 13, _fitting(timing.label, 12)),
-        svg.rect(f"bar {own}", at(0), y + 3, max(1.0, at(found.p50) - at(0)), 12),
-        svg.line("whisker", at(found.p50), middle, at(found.p99), middle),
-        svg.line("whisker", at(found.p95), middle - 3, at(found.p95), middle + 3),
-        svg.line("whisker", at(found.p99), middle - 5, at(found.p99), middle + 5),
+        svg.rect(f"way-to {own}", at(0), y + 8, at(found.p50) - at(0), 2),
+    ]
+    # Intervals inside one another, each as faint as the next: where they lie over each other it is dark.
+    for low, high in zip(found.ventiles[: len(found.ventiles) // 2], reversed(found.ventiles), strict=False):
+        parts.append(svg.rect(f"band {own}", at(low), y + 2, max(1.0, at(high) - at(low)), 14))
+    parts += [
+        svg.line(f"median {own}", at(found.p50), y, at(found.p50), y + 18),
+        svg.line("whisker", at(found.p95), y + 5, at(found.p95), y + 13),
+        svg.line("whisker", at(found.p99), y + 5, at(found.p99), y + 13),
         svg.text("value", WIDTH - 4, y + 10, milliseconds(found.p50)),
     ]
     if timing.ratio is not None:
@@ -249,12 +325,19 @@ def _limits(at: svg.Position, limits: Sequence[Mark], bottom: float) -> list[Mar
 
 
 def _marks(marks: Sequence[tuple[float, str]], bottom: float, kind: str = "mark") -> list[Markup]:
-    """Upright lines with their texts at the top: the first to the left of its line, others to the right."""
+    """Upright lines with their texts at the top: the first to the left of its line, others to the right.
+
+    Where there is no room to the right, they go to the left, a line lower.
+    """
     parts: list[Markup] = []
     for index, (x, text) in enumerate(marks):
         left = x > 90 and (index == 0 or x > WIDTH - 90)
         parts.append(svg.line(kind, x, 2, x, bottom))
-        parts.append(svg.text("value" if left else "label", x - 4 if left else x + 4, 10, text))
+        parts.append(
+            svg.text(
+                "value" if left else "label", x - 4 if left else x + 4, 21 if left and index else 10, text
+            )
+        )
     return parts
 
 
@@ -271,8 +354,8 @@ def _fitting(label: str, letters: int = _LETTERS) -> str:
     return label
 
 
-def colour(contender: str) -> str:
-    """The class of a contender; ones that are not known share a colour."""
-    if contender == "candidate":
+def colour(known: str) -> str:
+    """The class of a form or contender; ones that are not known share a colour."""
+    if known == "candidate":
         return "bundle"
-    return contender if contender in ("base", "unmerged", "merged", "bundle") else "other"
+    return known if known in _COLOURED else "other"

@@ -6,10 +6,20 @@ import math
 import re
 import unicodedata
 from collections.abc import Callable
+from dataclasses import dataclass
 
 from runtime.report import Check, Estimate
 
 _SUPERSCRIPTS = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
+
+
+@dataclass(frozen=True)
+class Budget:
+    """How much of what a threshold allows a figure and its interval use: 1 is the threshold itself."""
+
+    value: float
+    low: float
+    high: float
 
 
 def number(value: float) -> str:
@@ -98,12 +108,14 @@ def of_check(check: Check, value: float) -> str:
     """A check's figure, bound or threshold in the check's own unit."""
     match check.name:
         case "rendering":
-            return number(value) if not value.is_integer() else str(int(value))
-        case "min_top1" | "min_exact_call":
+            return str(int(value))
+        case "min_top1" | "min_identical_answers" | "min_exact_call" | "min_valid":
             return share(value)
-        case "max_exact_call_drop":
+        case "max_exact_call_drop" | "max_exact_call_loss":
             return points(value)
-        case "max_ttft_ratio" | "max_token_ratio":
+        case "max_load_ms":
+            return milliseconds(value)
+        case ratio if ratio.endswith(("_ratio", "_growth")):
             return times(value)
         case _:
             return number(value)
@@ -131,19 +143,8 @@ def check_interval(check: Check) -> str:
     return between(of_check(check, check.low), of_check(check, check.high))
 
 
-def samples_wanted(check: Check) -> int | None:
-    """How many times the sample would settle an inconclusive check: the interval narrows with its root.
-
-    None when no number can be told, because the figure lies on the threshold.
-    """
-    if check.value is None or check.low is None or check.high is None or check.value == check.threshold:
-        return None
-    half_width, distance = (check.high - check.low) / 2, abs(check.threshold - check.value)
-    return math.ceil((half_width / distance) ** 2)
-
-
-def budget_used(check: Check) -> Estimate | None:
-    """A check's figure as a share of what its threshold allows: 1 is the threshold itself.
+def budget_used(check: Check) -> Budget | None:
+    """A check's figure as a share of what its threshold allows.
 
     None when there is no figure, or when the threshold allows nothing at all.
     """
@@ -157,4 +158,4 @@ def budget_used(check: Check) -> Estimate | None:
         allowed, used = 1 - check.threshold, (1 - check.value, 1 - high, 1 - low)
     if allowed <= 0:
         return None
-    return Estimate(*(max(0.0, part / allowed) for part in used))
+    return Budget(*(max(0.0, part / allowed) for part in used))

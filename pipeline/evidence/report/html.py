@@ -17,11 +17,12 @@ from markupsafe import Markup
 from pipeline.evidence.report import figures
 from pipeline.evidence.report.accuracy import Accuracy, accuracy
 from pipeline.evidence.report.banner import Banner, banner
-from pipeline.evidence.report.charts import colour, gauge
-from pipeline.evidence.report.checks import Line, Step, lines, steps
-from pipeline.evidence.report.fidelity import Chart, fidelity
+from pipeline.evidence.report.chain import Chain, chain
+from pipeline.evidence.report.charts import Chart, colour, gauge
+from pipeline.evidence.report.checks import Line, lines
+from pipeline.evidence.report.fidelity import fidelity
 from pipeline.evidence.report.speed import Speed, bars, speed
-from pipeline.evidence.report.words import LANGUAGES, Language, name, say
+from pipeline.evidence.report.words import LANGUAGES, Language, form, name, say
 from runtime.report import Report
 
 _HERE = Path(__file__).parent
@@ -33,7 +34,7 @@ class View:
 
     language: Language
     banner: Banner
-    steps: list[Step]
+    chain: Chain
     lines: list[Line]
     fidelity: list[Chart]
     accuracy: Accuracy
@@ -46,7 +47,7 @@ def draw(report: Report) -> str:
     environment = Environment(
         loader=FileSystemLoader(_HERE), autoescape=True, undefined=StrictUndefined, trim_blocks=True
     )
-    environment.globals.update(say=say, word=name, figures=figures, colour=colour, gauge=gauge)
+    environment.globals.update(say=say, word=name, form=form, figures=figures, colour=colour, gauge=gauge)
     script = (_HERE / "language.js").read_text(encoding="utf-8")
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     return environment.get_template("template.html").render(
@@ -64,8 +65,8 @@ def _view(report: Report, language: Language) -> View:
     return View(
         language=language,
         banner=banner(report, language),
-        steps=steps(report),
-        lines=lines(report, language),
+        chain=chain(report, language),
+        lines=lines(report.gate, language),
         fidelity=fidelity(report, language),
         accuracy=accuracy(report, language),
         speed=speed(report, language),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from xml.etree import ElementTree
 
+from pipeline.evidence.report.checks import culprit_sentence
 from pipeline.evidence.report.figures import check_figure, check_interval, check_threshold, printable
 from runtime.report import Check, GateReport
 
@@ -22,8 +23,9 @@ def junit(gate: GateReport, name: str) -> str:
     suites = ElementTree.Element("testsuites", totals)
     suite = ElementTree.SubElement(suites, "testsuite", {"name": printable(name), **totals, "time": "0"})
     for check in gate.checks:
-        # A threshold may judge several figures, so the subject makes the name unique.
-        title = printable(f"{check.name}: {check.subject}")
+        # One threshold judges several figures: a name alone would be several cases.
+        at = f"[{check.at}]" if check.at else ""
+        title = printable(f"{check.name}{at}: {check.subject}")
         classname = printable(f"{name}.{gate.precision}")
         case = ElementTree.SubElement(suite, "testcase", {"classname": classname, "name": title, "time": "0"})
         if check.verdict != "pass":
@@ -31,6 +33,8 @@ def junit(gate: GateReport, name: str) -> str:
                 case, "failure", {"type": check.verdict, "message": printable(check.reason)}
             )
             failure.text = _measured(check)
+            if gate.culprit is not None and gate.culprit.hop == check.at:
+                failure.text += f"\n{printable(culprit_sentence(gate, 'en'))}"
     ElementTree.indent(suites)
     return (
         '<?xml version="1.0" encoding="UTF-8"?>\n' + ElementTree.tostring(suites, encoding="unicode") + "\n"

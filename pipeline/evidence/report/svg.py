@@ -8,22 +8,22 @@ from collections.abc import Callable, Sequence
 from markupsafe import Markup
 
 Position = Callable[[float], float]
-"""A figure → its x."""
+"""A figure → its x or y."""
 
 
-def linear(low: float, high: float, left: float, right: float) -> Position:
+def linear(low: float, high: float, start: float, end: float) -> Position:
     """A linear scale; what lies beyond an end is drawn at the end."""
 
     def at(value: float) -> float:
-        return left + (right - left) * min(1.0, max(0.0, (value - low) / (high - low)))
+        return start + (end - start) * min(1.0, max(0.0, (value - low) / (high - low)))
 
     return at
 
 
-def logarithmic(low: float, high: float, left: float, right: float) -> Position:
-    """A logarithmic scale; zero and less lies at the near end."""
-    on_exponents = linear(math.log10(low), math.log10(high), left, right)
-    return lambda value: left if value <= 0 else on_exponents(math.log10(value))
+def logarithmic(low: float, high: float, start: float, end: float) -> Position:
+    """A logarithmic scale; zero and less lies at the start."""
+    on_exponents = linear(math.log10(low), math.log10(high), start, end)
+    return lambda value: start if value <= 0 else on_exponents(math.log10(value))
 
 
 def document(
@@ -47,6 +47,13 @@ def line(kind: str, x1: float, y1: float, x2: float, y2: float) -> Markup:
     """A straight line."""
     return Markup('<line class="{}" x1="{:.1f}" y1="{:.1f}" x2="{:.1f}" y2="{:.1f}"/>').format(
         kind, x1, y1, x2, y2
+    )
+
+
+def polyline(kind: str, points: Sequence[tuple[float, float]]) -> Markup:
+    """Straight lines from point to point."""
+    return Markup('<polyline class="{}" points="{}"/>').format(
+        kind, " ".join(f"{x:.1f},{y:.1f}" for x, y in points)
     )
 
 

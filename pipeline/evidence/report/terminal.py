@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from rich.table import Table
 from rich.text import Text
 
+from pipeline.evidence.report.checks import culprit_sentence
 from pipeline.evidence.report.figures import (
     check_figure,
     check_interval,
@@ -18,19 +19,24 @@ from pipeline.evidence.report.figures import (
     size,
     times,
 )
-from runtime.report import Check, GateReport, Report, Verdict
+from runtime.report import Check, Report, Verdict
 
 _STYLES: dict[Verdict, str] = {"pass": "green", "fail": "bold red", "inconclusive": "bold yellow"}
 _WORDS: dict[Verdict, str] = {"pass": "passed", "fail": "FAILED", "inconclusive": "UNDECIDED"}
 
 
-def verdict_table(gate: GateReport) -> Table:
-    """One row for each check; those that did not pass say why."""
+def verdict_table(report: Report) -> Table:
+    """One row for each check; those that did not pass say why. Below, which step of the chain broke."""
+    gate = report.gate
     passed = sum(check.verdict == "pass" for check in gate.checks)
     verdict = "admitted" if gate.verdict == "pass" else "refused"
     title = Text(f"{gate.precision}: {verdict}, {passed} of {len(gate.checks)} checks passed")
     title.stylize(_STYLES[gate.verdict])
+    if report.baseline:
+        title.append(f"\nagainst the release {printable(report.baseline)}", "dim")
     table = Table(title=title, title_justify="left", box=None, padding=(0, 2, 0, 0), header_style="dim")
+    table.caption_justify = "left"
+    table.caption = Text(printable(culprit_sentence(gate, "en")), _STYLES[gate.verdict])
     table.add_column("check", overflow="fold", ratio=1)
     table.add_column("figure", no_wrap=True, justify="right")
     table.add_column("allowed", no_wrap=True)
@@ -67,9 +73,9 @@ def summary_table(report: Report) -> Table:
         table.add_row(label, *(figures.get(name, "") for name in names))
 
     add("exact calls", {name: share(score.exact_call.value) for name, score in scores.items()})
-    add("function name", {name: share(score.function_name) for name, score in scores.items()})
-    add("argument F1", {name: share(score.argument_f1) for name, score in scores.items()})
-    against = [one for one in report.parity.comparisons if one.against == "unmerged"]
+    add("function name", {name: share(score.function_name.value) for name, score in scores.items()})
+    add("argument F1", {name: share(score.argument_f1.value) for name, score in scores.items()})
+    against = [hop.origin for hop in report.parity.hops]
     add("mean KL from unmerged", {one.name: number(one.kl_mean.value) for one in against})
     add("same token", {one.name: share(one.top1.value) for one in against})
     for point in report.latency.points:
@@ -78,6 +84,9 @@ def summary_table(report: Report) -> Table:
         add("  over unmerged", {name: times(found.value) for name, found in point.ttft_ratio.items()})
         add(f"each token, {behind} behind", {name: milliseconds(found.p50) for name, found in token.items()})
         add("  over unmerged", {name: times(found.value) for name, found in point.token_ratio.items()})
+    call = report.latency.call
+    add("whole answer", {name: milliseconds(found.p50) for name, found in call.times.items()})
+    add("  over unmerged", {name: times(found.value) for name, found in call.ratio.items()})
     add("load time", {name: milliseconds(found.load_ms) for name, found in footprints.items()})
     add("peak memory", {name: size(found.peak_bytes) for name, found in footprints.items()})
     add("size on disk", _sizes(report))

@@ -7,6 +7,7 @@ are known here and shown as they are when not.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import Literal
 
@@ -33,30 +34,47 @@ WORDS: Mapping[str, tuple[str, str]] = {
         "{} of {} checks failed, and {} could not be decided.",
         "{1} 项检查中有 {0} 项未通过，另有 {2} 项尚无定论。",
     ),
-    "summary.guilty": (
-        "The way breaks at “{}”, measured against “{}”.",
-        "问题出在“{}”这一步（与“{}”相比）。",
+    "culprit.site": (
+        "Breaks at “{}”: {}: error {}, {} just before.",
+        "问题出在“{}”：{}：误差 {}，此前仅 {}。",
     ),
+    "culprit.fail": ("Breaks at “{}”, measured against “{}”.", "问题出在“{}”这一步（与“{}”相比）。"),
+    "culprit.inconclusive": (
+        "The first step in doubt is “{}”, measured against “{}”.",
+        "首个存疑的步骤是“{}”（与“{}”相比）。",
+    ),
+    "place": ("layer {}, {} ({})", "第 {} 层，{}（{}）"),
+    "place.outside": ("{} ({})", "{}（{}）"),
+    "missed.more": ("and {} more, in the table below", "另有 {} 项，见下表"),
     # The figures below the banner
     "key.accuracy.note": ("unmerged {}, base {}", "未合并 {}，基座 {}"),
     "key.kl.note": ("nats a position, 99 % below {}", "奈特/位置，99 % 低于 {}"),
-    "key.token.note": ("{} the unmerged model’s, behind {} tokens", "为未合并模型的 {}，前文 {} 个词元"),
+    "key.call.note": ("{} the unmerged model’s", "为未合并模型的 {}"),
     "key.memory.note": ("loads in {}", "加载耗时 {}"),
     # Sections
     "way": ("From the unmerged model to the bundle", "从未合并模型到部署包"),
     "way.note": (
-        "Each box is one form of the model, measured against the one it names. Red marks the first that"
-        " differs by more than the bundle as a whole is allowed to.",
-        "每个方框是模型的一种形态，与其所注的形态相比。红色标出首个差异超过部署包允许总量的形态。",
+        "Each box is one form of the model. Error and KL are against the box before, total KL and agreement"
+        " against the unmerged model.",
+        "每个方框是模型的一种形态。误差与 KL 相对前一形态；累计 KL 与一致率相对未合并模型。",
     ),
     "origin": ("the model that was trained", "训练所得的模型"),
-    "against": ("against {}", "对比：{}"),
-    "guilty": ("breaks here", "问题在此"),
+    "weights": ("{} weights", "{} 权重"),
+    "guilty.fail": ("breaks here", "问题在此"),
+    "guilty.inconclusive": ("in doubt here", "此处存疑"),
+    "after.pass": ("carries it on", "沿袭此误差"),
+    "after.fail": ("breaks again", "再次出错"),
+    "after.inconclusive": ("undecided", "无定论"),
+    # Forms of the model, as boxes of the way
+    "form.onnx": ("ONNX float32", "ONNX 单精度"),
+    "form.weights_only": ("weights only", "仅权重量化"),
+    "form.shipped": ("as shipped", "交付形态"),
     "gates": ("Checks", "检查"),
     "gates.note": (
         "A check passes when the whole 95 % interval of its figure is on the right side of the threshold.",
         "只有当数值的整个 95 % 区间都在阈值允许的一侧时，检查才算通过。",
     ),
+    "gates.baseline": ("Also judged against the release {}.", "同时与发布版 {} 作比较。"),
     "fidelity": ("Does it compute what was trained?", "计算结果与训练所得一致吗？"),
     "task": ("Does it still do the job?", "还能胜任任务吗？"),
     "latency": ("How fast is it?", "速度如何？"),
@@ -66,20 +84,19 @@ WORDS: Mapping[str, tuple[str, str]] = {
     # Table heads
     "check": ("Check", "检查项"),
     "figure": ("Figure", "数值"),
-    "interval": ("95 % interval", "95 % 区间"),
     "threshold": ("Threshold", "阈值"),
     "budget": ("Budget used", "已用额度"),
     "verdict": ("Verdict", "结论"),
-    "reason": ("Reason", "理由"),
     "form": ("Form", "形态"),
     "reference": ("Against", "对比"),
     "positions": ("Positions", "位置数"),
     "conversations": ("Conversations", "对话数"),
     "error": ("Largest error", "最大误差"),
     "error.rms": ("RMS error", "均方根误差"),
-    "short.kl": ("KL", "KL"),
-    "short.error": ("error", "误差"),
-    "short.top1": ("agree", "一致"),
+    "step.error": ("error", "误差"),
+    "step.kl": ("KL", "KL"),
+    "origin.kl": ("total KL", "累计 KL"),
+    "origin.top1": ("agree", "一致"),
     "error.relative": ("Largest, relative", "最大相对误差"),
     "error.rms_relative": ("RMS, relative", "均方根相对误差"),
     "kl.mean": ("Mean KL", "平均 KL"),
@@ -89,7 +106,9 @@ WORDS: Mapping[str, tuple[str, str]] = {
     "top5": ("Top-5 overlap", "前五重合度"),
     "flips": ("Flips", "翻转"),
     "ties": ("Flips at near ties", "近似平局处翻转"),
-    "perplexity": ("Perplexity", "困惑度"),
+    "perplexity": ("Perplexity of the reference", "参照的困惑度"),
+    "perplexity.difference": ("Perplexity, difference", "困惑度之差"),
+    "layer": ("Layer", "层"),
     "way.column": ("Way", "方式"),
     "contender": ("Model", "模型"),
     "group": ("Utterances", "指令"),
@@ -99,9 +118,10 @@ WORDS: Mapping[str, tuple[str, str]] = {
     "f1": ("Argument F1", "参数 F1"),
     "refusal": ("Refusals", "正确拒答"),
     "valid": ("Valid calls", "调用有效"),
-    "prompt": ("Prompt tokens", "提示词元数"),
+    "measured": ("Measured", "测量对象"),
     "ttft": ("Time to first token", "首词元耗时"),
     "token": ("Time per token", "每词元耗时"),
+    "call": ("Time of a whole answer", "整条回答耗时"),
     "ratio": ("Over unmerged", "与未合并之比"),
     "memory": ("Peak memory", "内存峰值"),
     "load": ("Load time", "加载时间"),
@@ -122,12 +142,16 @@ WORDS: Mapping[str, tuple[str, str]] = {
     "reason.pass": ("within the threshold", "在阈值之内"),
     "reason.fail": ("beyond the threshold", "超出阈值"),
     "reason.inconclusive": (
-        "the interval straddles the threshold; about {} times the sample would settle it",
-        "区间跨越阈值；约 {} 倍的样本可得定论",
+        "the interval straddles the threshold; about {} instead of {} would settle it",
+        "区间跨越阈值；样本由 {1} 增至约 {0} 可得定论",
     ),
     "reason.on_threshold": (
-        "the interval straddles the threshold; a larger sample would settle it",
-        "区间跨越阈值；更大的样本可得定论",
+        "the figure lies on the threshold; a larger sample may settle it",
+        "数值正在阈值上；更大的样本或可得定论",
+    ),
+    "reason.few": (
+        "measured on {}, and {} are the fewest to pass on",
+        "仅测量了 {} 个样本，至少 {} 个才可通过",
     ),
     "reason.unmeasured": ("not measured", "未测量"),
     "reason.rendering.pass": ("all {} prompts have the same token ids", "{} 条提示的词元编号全部一致"),
@@ -143,28 +167,53 @@ WORDS: Mapping[str, tuple[str, str]] = {
     "sentence.inconclusive": ("{}: {}, threshold {}; {}.", "{}：{}，阈值 {}；{}。"),
     # Checks, by their names in the config
     "check.rendering": ("Token ids of prompts on the device", "设备端提示的词元编号"),
+    "check.max_hop_error": ("Step to {}: largest logit error, relative", "至“{}”一步：logit 最大相对误差"),
+    "check.max_weights_kl": ("KL that rounding the weights adds", "权重量化带来的 KL"),
+    "check.max_activations_kl": ("KL that rounding the activations adds", "激活量化带来的 KL"),
     "check.max_relative_error": ("Largest logit error, relative", "logit 最大相对误差"),
     "check.max_mean_kl": ("Mean KL from the unmerged model", "与未合并模型的平均 KL"),
     "check.max_p99_kl": ("99 % quantile of KL", "KL 的 99 % 分位数"),
     "check.min_top1": ("Same most probable token", "最可能词元一致"),
+    "check.min_identical_answers": ("Greedy answers alike", "贪心回答一致"),
     "check.max_cache_error": ("Cache, {}", "缓存，{}"),
+    "check.max_float_cache_error": ("Cache with float activations, {}", "缓存（浮点激活），{}"),
     "check.min_exact_call": ("Exact calls of the bundle", "部署包调用完全正确率"),
     "check.max_exact_call_drop": ("Exact calls lost to the bundle", "部署包损失的正确调用"),
+    "check.min_valid": ("Valid answers of the bundle", "部署包的有效回答"),
     "check.max_ttft_ratio": (
         "Time to first token over unmerged, {} tokens",
         "首词元耗时与未合并之比，{} 词元",
     ),
     "check.max_token_ratio": ("Time per token over unmerged, {} tokens", "每词元耗时与未合并之比，{} 词元"),
-    "decode": ("token by token", "逐词元"),
-    "chunks": ("in chunks", "分块"),
-    "rewind": ("rewound and refilled", "回退后重填"),
+    "check.max_call_ratio": ("Time of a whole answer over unmerged", "整条回答耗时与未合并之比"),
+    "check.max_peak_ratio": ("Peak memory over unmerged", "内存峰值与未合并之比"),
+    "check.max_load_ms": ("Time to verify and open the bundle", "校验并打开部署包的耗时"),
+    "check.max_kl_growth": ("Mean KL over the baseline’s", "平均 KL 与基线之比"),
+    "check.max_exact_call_loss": ("Exact calls lost since the baseline", "相对基线损失的正确调用"),
+    "check.max_ttft_growth": (
+        "Time to first token over the baseline’s, {} tokens",
+        "首词元耗时与基线之比，{} 词元",
+    ),
+    "check.max_token_growth": (
+        "Time per token over the baseline’s, {} tokens",
+        "每词元耗时与基线之比，{} 词元",
+    ),
+    "check.max_call_growth": ("Time of a whole answer over the baseline’s", "整条回答耗时与基线之比"),
+    "check.max_peak_growth": ("Peak memory over the baseline’s", "内存峰值与基线之比"),
     # Charts and the text around them
     "chart.budget": ("{} of what is allowed", "已用允许量的 {}"),
+    "chart.sites": ("Error of every operator", "每个算子的误差"),
+    "chart.sites.note": (
+        "Of each step, relative, on a logarithmic scale: from the embedding through the layers, numbered,"
+        " to the logits. A lasting jump is where it breaks.",
+        "每一步的相对误差（对数坐标）：从嵌入经各层（按编号）到 logit。持续的跃升即问题所在。",
+    ),
+    "chart.layers": ("Largest error of a layer’s operators", "各层算子的最大误差"),
     "chart.forms": ("KL of each form", "各形态的 KL"),
     "chart.forms.note": (
-        "Mean with its interval (dot), 99 % (tick) and largest (line end), in nats."
+        "From the unmerged model: mean with its interval (dot), 99 % (tick) and largest (line end), in nats."
         " Dashed: what the bundle is allowed.",
-        "平均值及区间（点）、99 % 分位（短线）与最大值（线端），单位奈特。虚线：部署包的上限。",
+        "相对未合并模型：平均值及区间（点）、99 % 分位（短线）与最大值（线端），单位奈特。虚线：上限。",
     ),
     "chart.kl": ("KL of the bundle, position by position", "部署包逐位置的 KL"),
     "chart.kl.note": (
@@ -184,9 +233,13 @@ WORDS: Mapping[str, tuple[str, str]] = {
     ),
     "chart.domain": ("By domain", "按领域"),
     "chart.latency.note": (
-        "Bar: median. Whisker: to 99 %, tick at 95 %."
+        "Strip: all runs, darkest at the median; ticks at 95 and 99 %."
         " In small: ratio to the unmerged model, with its interval.",
-        "条形：中位数。须线：至 99 %，短线为 95 %。小字：与未合并模型之比及区间。",
+        "色带：全部测量，中位数处最深；短线为 95 与 99 %。小字：与未合并模型之比及区间。",
+    ),
+    "chart.call.note": (
+        "From utterance to the last token: the bundle under the tools’ grammar, as in a car.",
+        "从指令到最后一个词元；部署包受工具语法约束，与车内一致。",
     ),
     "chart.cache": ("One prefill, or another way through the cache", "一次预填充，或以其他方式经过缓存"),
     "chart.cache.note": (
@@ -199,9 +252,18 @@ WORDS: Mapping[str, tuple[str, str]] = {
     "p95": ("95 %", "95 %"),
     "p99": ("99 %", "99 %"),
     "behind": ("behind {} tokens", "前文 {} 个词元"),
+    "utterances": ("{} utterances", "{} 条指令"),
     "paired": (
         "Paired by utterance, the bundle loses {} ({} to {}); McNemar’s exact test gives p\u00a0=\u00a0{}.",
         "逐条配对，部署包损失 {}（{} 至 {}）；McNemar 精确检验 p\u00a0=\u00a0{}。",
+    ),
+    "generations": (
+        "Without a grammar, {} ({}) of {} greedy answers are the unmerged model’s, token for token.",
+        "不加语法约束时，{2} 条贪心回答中有 {0}（{1}）与未合并模型逐词元一致。",
+    ),
+    "generations.first": (
+        "Those that differ do so after {} tokens (median).",
+        "不一致的回答在 {} 个词元之后（中位数）才出现差异。",
     ),
     "turns": (
         "{} new tokens behind each prompt, models in turn, each in its own process, {} threads.",
@@ -235,6 +297,10 @@ NAMES: Mapping[str, tuple[str, str]] = {
     "bundle": ("bundle", "部署包"),
     "evidence": ("evidence", "证据"),
     "checkpoint": ("checkpoint", "检查点"),
+    # Ways through the cache
+    "decode": ("token by token", "逐词元"),
+    "chunks": ("in chunks", "分块"),
+    "rewind": ("rewound and refilled", "回退后重填"),
     # Languages of utterances
     "en": ("English", "英语"),
     "zh": ("Chinese", "中文"),
@@ -262,6 +328,22 @@ NAMES: Mapping[str, tuple[str, str]] = {
 def say(language: Language, key: str, *values: str | int) -> str:
     """The text of `key`, its placeholders filled in order."""
     return WORDS[key][LANGUAGES.index(language)].format(*values)
+
+
+def form(language: Language, known: str) -> str:
+    """The word for a form of the model, as a step of the way."""
+    key = f"form.{known}"
+    return say(language, key) if key in WORDS else name(language, known)
+
+
+def reason(language: Language, given: str) -> str:
+    """A check's reason, which the gate gives in English, or the reason itself when it is not known."""
+    for key, (english, _) in WORDS.items():
+        if key.startswith("reason."):
+            pattern = re.escape(english).replace(r"\{\}", "(.*?)")
+            if found := re.fullmatch(pattern, given, re.DOTALL):
+                return say(language, key, *found.groups())
+    return given
 
 
 def name(language: Language, known: str) -> str:

@@ -1,0 +1,134 @@
+"""An exported model, run by ONNX Runtime without anything of the runtime's loop: one prefill, no cache."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnxruntime
+
+from pipeline.evidence.form import Conversation, Logits, Output
+from runtime.conversation import refuse_not_finite
+from runtime.errors import InferenceError
+from runtime.session import first_line, open_session
+
+GRAPHS = ("model.onnx", "head.onnx")
+_DATA = "model.onnx[._]data*"
+_PAST = "past_key_values."
+_TYPES = {"tensor(float)": np.float32, "tensor(float16)": np.float16}
+_SITE = re.compile(
+    r"layers\.(?P<layer>\d+)\.(?P<site>attention\.(?:input|qkv|mixed|output)|mlp\.(?:input|gate_up|product|output))"
+    r"|embedding|hidden_states"
+)
+
+
+class OnnxModel:
+    """model.onnx, and head.onnx where there is one."""
+
+    def __init__(self, folder: Path, scratch: Path, threads: int) -> None:
+        """Open the graphs in `folder`; `scratch`, a directory to make, is for a graph that shows its insides.
+
+        Raises:
+            BundleError: ONNX Runtime refuses a graph.
+        """
+        self._folder, self._scratch, self._threads = folder, scratch, threads
+        self._decoder = self._open(folder / "model.onnx")
+        self._has_head = (folder / "head.onnx").exists()
+        self._head = self._open(folder / "head.onnx") if self._has_head else None
+        last = self._head or self._decoder
+        self._vocabulary = next(int(v.shape[-1]) for v in last.get_outputs() if v.name == "logits")
+
+    @property
+    def vocabulary(self) -> int:
+        """Width of the logits."""
+        return self._vocabulary
+
+    def logits(self, conversation: Conversation) -> Logits:
+        """Logits (positions, V) at the counted positions.
+
+        Raises:
+            InferenceError: a number is not finite, or ONNX Runtime stops.
+        """
+        name = "hidden_states" if self._head else "logits"
+        (found,) = self._run(self._decoder, [name], conversation.tokens)
+        counted = conversation.counted(found[0])
+        if self._head:
+            counted = self._head.run(None, {"hidden_states": counted[None]})[0][0]
+        refuse_not_finite(counted)
+        return np.asarray(counted, np.float32)
+
+    def outputs(self, tokens: Sequence[int]) -> list[Output]:
+        """What the graph's named values are over some tokens; none, where nothing has our graph's names."""
+        graph = onnx.load(self._folder / "model.onnx", load_external_data=False).graph
+        makers = {name: node.op_type for node in graph.node for name in node.output if _SITE.fullmatch(name)}
+        if not makers:
+            return []
+        # Values to keep change how a graph is run, so this one is not the graph that is measured.
+        write_variant(self._folder, self._scratch, lambda model: _show(model.graph, list(makers)))
+        session = self._open(self._scratch / "model.onnx")
+        values = self._run(session, list(makers), tokens)
+        del session
+        shutil.rmtree(self._scratch)
+        found = []
+        for (name, operator), value in zip(makers.items(), values, strict=True):
+            match = _SITE.fullmatch(name)
+            layer = None if match is None or match["layer"] is None else int(match["layer"])
+            site = name if layer is None or match is None else match["site"]
+            found.append(Output(layer, site, operator, value[0].astype(np.float32, copy=False)))
+        return found
+
+    def _open(self, path: Path) -> onnxruntime.InferenceSession:
+        return open_session(path, self._threads, "cpu", spin=True)
+
+    def _run(
+        self, session: onnxruntime.InferenceSession, names: list[str], tokens: Sequence[int]
+    ) -> list[np.ndarray]:
+        feeds: dict[str, np.ndarray] = {
+            "input_ids": np.asarray([tokens], np.int64),
+            "attention_mask": np.ones((1, len(tokens)), np.int64),
+        }
+        for value in session.get_inputs():
+            if value.name.startswith(_PAST):
+                feeds[value.name] = np.zeros((1, value.shape[1], 0, value.shape[3]), _TYPES[value.type])
+            elif value.name == "position_ids":
+                feeds[value.name] = np.arange(len(tokens), dtype=np.int64)[None]
+        try:
+            return list(session.run(names, feeds))
+        except Exception as error:
+            raise InferenceError(f"ONNX Runtime stopped: {first_line(error)}") from error
+
+
+def write_variant(source: Path, out: Path, change: Callable[[onnx.ModelProto], None]) -> None:
+    """Copy the graphs of `source` into a new directory `out`, changed; weights are linked."""
+    out.mkdir()
+    for name in GRAPHS:
+        if (source / name).exists():
+            model = onnx.load(source / name, load_external_data=False)
+            change(model)
+            onnx.save(model, out / name)
+    for data in source.glob(_DATA):
+        try:
+            os.link(data.resolve(), out / data.name)
+        except OSError:
+            shutil.copyfile(data, out / data.name)
+
+
+def float_activations(model: onnx.ModelProto) -> None:
+    """Have rounded weights multiplied by activations as they are: MatMulNBits' accuracy level 0."""
+    for node in model.graph.node:
+        for attribute in node.attribute:
+            if node.op_type == "MatMulNBits" and attribute.name == "accuracy_level":
+                attribute.i = 0
+
+
+def _show(graph: onnx.GraphProto, names: Sequence[str]) -> None:
+    """Make values outputs of a graph."""
+    present = {value.name for value in graph.output}
+    graph.output.extend(
+        onnx.helper.make_empty_tensor_value_info(name) for name in names if name not in present
+    )
