@@ -96,6 +96,8 @@ class Train(Section):
     dropout: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.0
     target_modules: Annotated[tuple[str, ...], Field(min_length=1)] = SEVEN_PROJECTIONS
     learning_rate: Positive = 2e-4
+    loraplus_ratio: Annotated[float, Field(ge=1.0)] = 1.0
+    """Learning rate of B over that of A (LoRA+, arXiv 2402.12354); 1 is plain LoRA."""
     epochs: Positive = 3.0
     max_steps: Annotated[int, Field(ge=1)] | None = None
     """Stop after this many optimizer steps, whatever the epochs say."""
@@ -104,6 +106,8 @@ class Train(Section):
     gradient_accumulation: Annotated[int, Field(ge=1)] = 1
     warmup_share: Share = 0.03
     scheduler: Literal["linear", "cosine", "constant"] = "linear"
+    adam_beta2: Annotated[float, Field(gt=0.0, lt=1.0)] = 0.999
+    """Memory of the squared gradient; a run of some hundred steps wants a shorter one."""
     weight_decay: Annotated[float, Field(ge=0.0)] = 0.0
     max_grad_norm: Positive = 1.0
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
@@ -143,16 +147,16 @@ class Validate(Section):
     """What the unmerged model computes in; float64 takes twice the memory and several times as long."""
     task_examples: Annotated[int, Field(ge=1)] = 200
     """Test utterances answered by the base, the unmerged model and the bundle."""
-    generations: Annotated[int, Field(ge=1)] = 40
+    generations: Annotated[int, Field(ge=1)] = 30
     """Of those, how many the bundle also answers without a grammar, to be compared token for token."""
     max_new_tokens: Annotated[int, Field(ge=1)] = 96
     prompt_tokens: Annotated[tuple[Annotated[int, Field(ge=1)], ...], Field(min_length=1)] = (64, 256)
     """Prompt lengths at which latency is measured."""
-    new_tokens: Annotated[int, Field(ge=2)] = 16
+    new_tokens: Annotated[int, Field(ge=2)] = 12
     """Tokens decoded behind each prompt when latency is measured."""
     latency_runs: Annotated[int, Field(ge=3)] = 5
     """Interleaved pairs of runs per prompt length."""
-    timed_calls: Annotated[int, Field(ge=1)] = 10
+    timed_calls: Annotated[int, Field(ge=1)] = 6
     """Utterances whose whole answer is timed, once by each contender."""
     threads: Annotated[int, Field(ge=1)] = 2
     near_tie: Positive = 1e-3

@@ -338,7 +338,7 @@ MUTANTS: tuple[Mutant, ...] = (
     Mutant("the activation function is another", "max_hop_error", "onnx", (0, "mlp.product"),
            exporting=edit_nodes("QuickGelu", "alpha", 1.702)),
     # rounding
-    Mutant("scales of an int8 matrix are permuted", "max_weights_kl", ROUNDED, (1, "mlp.output"),
+    Mutant("scales of an int8 matrix are permuted", "max_weights_kl", ROUNDED,
            exported=edit_data(f"{DOWN}.scales", lambda scales: scales[::-1])),
     Mutant("zero points of an int8 matrix are off by one", "max_weights_kl", ROUNDED, (1, "mlp.output"),
            exported=edit_data(DOWN, lambda packed: packed + np.uint8(1))),

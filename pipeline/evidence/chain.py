@@ -7,19 +7,21 @@ every later one, can be measured against them.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
 from pipeline.evidence.form import Conversation, Form, Logits, Output
-from pipeline.evidence.parity import positions, summarize
+from pipeline.evidence.parity import Positions, positions, summarize
 from runtime.report import Comparison, Hop, SiteError
 
-TRACED = 2
-"""Conversations whose intermediate outputs are compared: an operator is right or wrong for all alike."""
+TOGETHER = 8
+"""Conversations run side by side where a form allows it."""
 TRACED_TOKENS = 96
-"""Their first tokens: attention looks back only, so the beginning of a conversation is a conversation."""
+"""First tokens of the conversation whose intermediate outputs are compared: an operator is right or wrong for
+all alike, and attention looks back only, so the beginning of a conversation is a conversation."""
 
 
 @dataclass(frozen=True)
@@ -54,13 +56,12 @@ class _Recording:
         self._file = file
         # Written, then mapped: a full disk under a map that is written to would end the process.
         with file.open("wb") as rows:
-            for conversation in conversations:
-                rows.write(np.ascontiguousarray(form.logits(conversation), np.float32).data)
-                told()
+            for at in range(0, len(conversations), TOGETHER):
+                for logits in form.logits(conversations[at : at + TOGETHER]):
+                    rows.write(np.ascontiguousarray(logits, np.float32).data)
+                    told()
         self._rows = np.memmap(file, np.float32, "r", shape=(int(ends[-1]), form.vocabulary))
-        self.outputs: list[list[Output]] = [
-            form.outputs(conversation.tokens[:TRACED_TOKENS]) for conversation in conversations[:TRACED]
-        ]
+        self.outputs = form.outputs(conversations[0].tokens[:TRACED_TOKENS])
 
     def logits(self, index: int) -> Logits:
         """Logits (positions, V) of one conversation."""
@@ -78,6 +79,7 @@ def measure_chain(
     links: Sequence[Link],
     conversations: Sequence[Conversation],
     near_tie: float,
+    threads: int,
     scratch: Path,
     progress: Callable[[str, int, int], None],
 ) -> tuple[Hop, ...]:
@@ -88,6 +90,7 @@ def measure_chain(
         links: the other forms, in order.
         conversations: at least one.
         near_tie: margin in logits below which a reference's choice counts as tied.
+        threads: that compare logits.
         scratch: a directory for logits: positions · vocabulary · 4 bytes, three times.
         progress: told the form, and how many of its conversations are done.
 
@@ -108,10 +111,11 @@ def measure_chain(
         )
 
     def compare(found: _Recording, reference: _Recording) -> Comparison:
-        parts = [
-            positions(conversation, reference.logits(index), found.logits(index), near_tie)
-            for index, conversation in enumerate(conversations)
-        ]
+        def part(index: int) -> Positions:
+            return positions(conversations[index], reference.logits(index), found.logits(index), near_tie)
+
+        with ThreadPoolExecutor(threads) as pool:
+            parts = list(pool.map(part, range(total)))
         return summarize(found.name, reference.name, parts, near_tie)
 
     first = previous = record("unmerged", origin)
@@ -129,25 +133,16 @@ def measure_chain(
     return tuple(hops)
 
 
-def _sites(
-    before: Sequence[Sequence[Output]], after: Sequence[Sequence[Output]], step: Comparison
-) -> tuple[SiteError, ...]:
+def _sites(before: Sequence[Output], after: Sequence[Output], step: Comparison) -> tuple[SiteError, ...]:
     """The error of every operator that both forms show, and last that of the logits."""
-    squares: dict[tuple[int | None, str], list[float]] = {}
-    operators: dict[tuple[int | None, str], str] = {}
-    for reference, found in zip(before, after, strict=True):
-        wanted = {(output.layer, output.site): output.values for output in reference}
-        for output in found:
-            site = (output.layer, output.site)
-            if site in wanted and wanted[site].shape == output.values.shape:
-                sums = squares.setdefault(site, [0.0, 0.0])
-                sums[0] += float(np.square(output.values - wanted[site], dtype=np.float64).sum())
-                sums[1] += float(np.square(wanted[site], dtype=np.float64).sum())
-                operators[site] = output.operator
-    if not squares:
+    wanted = {(output.layer, output.site): output.values for output in before}
+    found = []
+    for output in after:
+        reference = wanted.get((output.layer, output.site))
+        if reference is not None and reference.shape == output.values.shape:
+            error = np.square(output.values - reference, dtype=np.float64).sum()
+            scale = np.square(reference, dtype=np.float64).sum() or 1.0
+            found.append(SiteError(output.layer, output.site, output.operator, float(np.sqrt(error / scale))))
+    if not found:
         return ()
-    found_errors = [
-        SiteError(layer, site, operators[layer, site], float(np.sqrt(error / (scale or 1.0))))
-        for (layer, site), (error, scale) in squares.items()
-    ]
-    return (*found_errors, SiteError(None, "logits", "head", step.rms_relative_error.value))
+    return (*found, SiteError(None, "logits", "head", step.rms_relative_error.value))

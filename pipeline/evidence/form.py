@@ -33,6 +33,20 @@ class Conversation:
         return logits[self.start - 1 : len(self.tokens) - 1]
 
 
+def padded(conversations: Sequence[Conversation]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Conversations side by side: token ids (B, S) and their mask, ones and then zeros.
+
+    Attention looks back only, so what stands behind a conversation changes nothing in it.
+    """
+    width = max(len(conversation.tokens) for conversation in conversations)
+    ids = np.zeros((len(conversations), width), np.int64)
+    mask = np.zeros_like(ids)
+    for row, conversation in enumerate(conversations):
+        ids[row, : len(conversation.tokens)] = conversation.tokens
+        mask[row, : len(conversation.tokens)] = 1
+    return ids, mask
+
+
 class Output(NamedTuple):
     """What one operator put out: values (n, width) for n tokens; see `runtime.report.SiteError`."""
 
@@ -49,8 +63,8 @@ class Form(Protocol):
     def vocabulary(self) -> int:
         """V, the width of logits."""
 
-    def logits(self, conversation: Conversation) -> Logits:
-        """Logits (positions, V) at the conversation's counted positions."""
+    def logits(self, conversations: Sequence[Conversation]) -> list[Logits]:
+        """Logits (positions, V) at the counted positions of each conversation."""
 
     def outputs(self, tokens: Sequence[int]) -> list[Output]:
         """The outputs of operators over some tokens, in the order of computation, or none."""

@@ -33,9 +33,9 @@ class _Bundle:
         """Width of the logits."""
         return self._decoder.vocabulary
 
-    def logits(self, conversation: Conversation) -> Logits:
-        """Logits (positions, V) at the counted positions."""
-        return conversation.counted(self._decoder.score(conversation.tokens))
+    def logits(self, conversations: Sequence[Conversation]) -> list[Logits]:
+        """Logits (positions, V) at the counted positions of each conversation."""
+        return [one.counted(self._decoder.score(one.tokens)) for one in conversations]
 
     def outputs(self, tokens: Sequence[int]) -> list[Output]:
         """None: the runtime shows logits alone."""
@@ -65,18 +65,22 @@ def chain_links(
         folder.mkdir()
         context = min(assistant.manifest.limits.context, read_architecture(merged).max_positions)
         write_graph(merged, folder, "fp32", 32, context, lambda message, done, total: None)
-        return OnnxModel(folder, scratch / "onnx_shown", threads)
+        return OnnxModel(folder, scratch / "onnx_shown", threads, alone=False)
 
     def open_weights_only() -> Form:
         write_variant(bundle, scratch / "weights_only", float_activations)
-        return OnnxModel(scratch / "weights_only", scratch / "weights_only_shown", threads)
+        folder = scratch / "weights_only"
+        return OnnxModel(folder, scratch / "weights_only_shown", threads, alone=False)
+
+    def open_shipped() -> Form:
+        return OnnxModel(bundle, scratch / "shipped_shown", threads, alone=True)
 
     links = [Link("merged", _merged_weights(merged), open_merged)]
     if _has_graph(merged):
         links.append(Link("onnx", "float32", open_onnx))
     if precision in ("int8", "int4"):
         links.append(Link("weights_only", shipped, open_weights_only))
-    links.append(Link("shipped", shipped, lambda: OnnxModel(bundle, scratch / "shipped_shown", threads)))
+    links.append(Link("shipped", shipped, open_shipped))
     links.append(Link("bundle", shipped, lambda: _Bundle(assistant)))
     return links
 

@@ -34,6 +34,9 @@ from runtime.errors import CheckpointError, DataError, GateError, InferenceError
 from runtime.report import CacheCheck, LatencyReport, ParityReport, RenderingCheck, TaskReport, to_json
 
 SEED = 0
+FLOAT_CACHE_TOKENS = 20
+"""Tokens that go through the cache with float activations: ONNX Runtime unpacks every weight anew for each,
+and with floats a wrong cache shows at once."""
 
 
 @dataclass(frozen=True)
@@ -170,7 +173,7 @@ def measure_fidelity(
     origin = TorchModel(model.base, model.adapter, settings.threads, settings.reference)
     texts = base_and_unmerged(settings, origin, assistant, tokenizer, answers, progress)
     links = chain_links(settings, assistant, bundle, model.merged, scratch)
-    hops = measure_chain(origin, links, conversations, settings.near_tie, scratch, progress)
+    hops = measure_chain(origin, links, conversations, settings.near_tie, settings.threads, scratch, progress)
     del origin
     gc.collect()
     cached = conversations[: settings.decode_conversations]
@@ -214,7 +217,9 @@ def _cache(
         return shipped
     limits = assistant.manifest.limits
     floats = Decoder(weights_only, limits.context, limits.vocabulary, settings.threads)
-    return (*check_cache("weights_only", floats, conversations), *shipped)
+    first = conversations[0]
+    short = Conversation(first.id, first.tokens[:FLOAT_CACHE_TOKENS], first.start)
+    return (*check_cache("weights_only", floats, [short]), *shipped)
 
 
 def _rendering(

@@ -11,8 +11,9 @@ from pathlib import Path
 import numpy as np
 import onnx
 import onnxruntime
+from numpy.typing import NDArray
 
-from pipeline.evidence.form import Conversation, Logits, Output
+from pipeline.evidence.form import Conversation, Logits, Output, padded
 from runtime.conversation import refuse_not_finite
 from runtime.errors import InferenceError
 from runtime.session import first_line, open_session
@@ -30,13 +31,20 @@ _SITE = re.compile(
 class OnnxModel:
     """model.onnx, and head.onnx where there is one."""
 
-    def __init__(self, folder: Path, scratch: Path, threads: int) -> None:
-        """Open the graphs in `folder`; `scratch`, a directory to make, is for a graph that shows its insides.
+    def __init__(self, folder: Path, scratch: Path, threads: int, *, alone: bool) -> None:
+        """Open the graphs in `folder`.
+
+        Args:
+            folder: model.onnx, its data, and head.onnx where there is one.
+            scratch: a directory to make, for a graph that shows its insides.
+            threads: of one operator.
+            alone: whether conversations are run one by one.
 
         Raises:
             BundleError: ONNX Runtime refuses a graph.
         """
         self._folder, self._scratch, self._threads = folder, scratch, threads
+        self._alone = alone
         self._decoder = self._open(folder / "model.onnx")
         self._has_head = (folder / "head.onnx").exists()
         self._head = self._open(folder / "head.onnx") if self._has_head else None
@@ -48,19 +56,30 @@ class OnnxModel:
         """Width of the logits."""
         return self._vocabulary
 
-    def logits(self, conversation: Conversation) -> Logits:
-        """Logits (positions, V) at the counted positions.
+    def logits(self, conversations: Sequence[Conversation]) -> list[Logits]:
+        """Logits (positions, V) at the counted positions of each conversation.
+
+        With float activations side by side; with rounded ones each alone, as a car runs them, since what is
+        run together may be rounded together.
 
         Raises:
             InferenceError: a number is not finite, or ONNX Runtime stops.
         """
+        if self._alone:
+            return [logits for one in conversations for logits in self._logits([one])]
+        return self._logits(conversations)
+
+    def _logits(self, conversations: Sequence[Conversation]) -> list[Logits]:
         name = "hidden_states" if self._head else "logits"
-        (found,) = self._run(self._decoder, [name], conversation.tokens)
-        counted = conversation.counted(found[0])
-        if self._head:
-            counted = self._head.run(None, {"hidden_states": counted[None]})[0][0]
-        refuse_not_finite(counted)
-        return np.asarray(counted, np.float32)
+        (found,) = self._run(self._decoder, [name], *padded(conversations))
+        result = []
+        for row, conversation in enumerate(conversations):
+            counted = conversation.counted(found[row])
+            if self._head:
+                counted = self._head.run(None, {"hidden_states": counted[None]})[0][0]
+            refuse_not_finite(counted)
+            result.append(np.asarray(counted, np.float32))
+        return result
 
     def outputs(self, tokens: Sequence[int]) -> list[Output]:
         """What the graph's named values are over some tokens; none, where nothing has our graph's names."""
@@ -71,7 +90,8 @@ class OnnxModel:
         # Values to keep change how a graph is run, so this one is not the graph that is measured.
         write_variant(self._folder, self._scratch, lambda model: _show(model.graph, list(makers)))
         session = self._open(self._scratch / "model.onnx")
-        values = self._run(session, list(makers), tokens)
+        ids = np.asarray([tokens], np.int64)
+        values = self._run(session, list(makers), ids, np.ones_like(ids))
         del session
         shutil.rmtree(self._scratch)
         found = []
@@ -86,17 +106,19 @@ class OnnxModel:
         return open_session(path, self._threads, "cpu", spin=True)
 
     def _run(
-        self, session: onnxruntime.InferenceSession, names: list[str], tokens: Sequence[int]
+        self,
+        session: onnxruntime.InferenceSession,
+        names: list[str],
+        ids: NDArray[np.int64],
+        mask: NDArray[np.int64],
     ) -> list[np.ndarray]:
-        feeds: dict[str, np.ndarray] = {
-            "input_ids": np.asarray([tokens], np.int64),
-            "attention_mask": np.ones((1, len(tokens)), np.int64),
-        }
+        batch, width = ids.shape
+        feeds: dict[str, np.ndarray] = {"input_ids": ids, "attention_mask": mask}
         for value in session.get_inputs():
             if value.name.startswith(_PAST):
-                feeds[value.name] = np.zeros((1, value.shape[1], 0, value.shape[3]), _TYPES[value.type])
+                feeds[value.name] = np.zeros((batch, value.shape[1], 0, value.shape[3]), _TYPES[value.type])
             elif value.name == "position_ids":
-                feeds[value.name] = np.arange(len(tokens), dtype=np.int64)[None]
+                feeds[value.name] = np.tile(np.arange(width, dtype=np.int64), (batch, 1))
         try:
             return list(session.run(names, feeds))
         except Exception as error:

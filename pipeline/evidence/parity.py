@@ -68,7 +68,8 @@ def positions(conversation: Conversation, reference: Logits, found: Logits, near
     """
     following = np.asarray(conversation.tokens[conversation.start :])[:, None]
     wanted, difference = reference.astype(np.float64), found.astype(np.float64)
-    wanted_sum, found_sum = _log_sum_exp(wanted), _log_sum_exp(difference)
+    wanted_sum, probability = _log_sum_exp(wanted)
+    found_sum, _ = _log_sum_exp(difference)
     nll = (found_sum - np.take_along_axis(difference, following, axis=1))[:, 0]
     difference -= wanted
     order = np.argpartition(reference, -5, axis=1)[:, -5:]
@@ -78,7 +79,6 @@ def positions(conversation: Conversation, reference: Logits, found: Logits, near
     squares = float(np.einsum("pv,pv->", difference, difference))
     reference_squares = float(np.einsum("pv,pv->", wanted, wanted))
     reference_max = float(np.abs(reference).max())
-    probability = np.exp(np.subtract(wanted, wanted_sum, out=wanted), out=wanted)
     # Σ p (log p - log q), with log p - log q = log Σ exp q - log Σ exp p - (found - reference).
     kl = (found_sum - wanted_sum)[:, 0] - np.einsum("pv,pv->p", probability, difference)
     return Positions(
@@ -97,10 +97,14 @@ def positions(conversation: Conversation, reference: Logits, found: Logits, near
     )
 
 
-def _log_sum_exp(logits: Floats) -> Floats:
-    """log Σ exp over the vocabulary: (positions, V) → (positions, 1)."""
+def _log_sum_exp(logits: Floats) -> tuple[Floats, Floats]:
+    """log Σ exp over the vocabulary (positions, 1), and the probabilities (positions, V)."""
     top = logits.max(axis=1, keepdims=True)
-    return np.asarray(top + np.log(np.exp(logits - top).sum(axis=1, keepdims=True)))
+    exponentials = np.subtract(logits, top)
+    np.exp(exponentials, out=exponentials)
+    total = exponentials.sum(axis=1, keepdims=True)
+    exponentials /= total
+    return top + np.log(total), exponentials
 
 
 def summarize(name: str, against: str, parts: Sequence[Positions], near_tie: float) -> Comparison:

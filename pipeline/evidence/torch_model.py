@@ -13,12 +13,13 @@ from peft import PeftModel
 from torch.utils.hooks import RemovableHandle
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
-from pipeline.evidence.form import Conversation, Logits, Output
+from pipeline.data.packing import common_prefix
+from pipeline.evidence.form import Conversation, Logits, Output, padded
 from pipeline.quiet import quiet_transformers
 from runtime.errors import CheckpointError
 
-BATCH = 32
-"""Prompts answered together: the answers do not depend on it beyond float rounding."""
+BATCH_TOKENS = 16_384
+"""Tokens, answers included, of the prompts answered together: a bound on the cache's memory."""
 
 
 class TorchModel:
@@ -56,14 +57,16 @@ class TorchModel:
         return int(self._plain.config.vocab_size)
 
     @torch.inference_mode()
-    def logits(self, conversation: Conversation) -> Logits:
-        """Logits (positions, V) at the counted positions, computed in this model's type."""
-        out = self._model(
-            input_ids=torch.tensor([conversation.tokens]),
-            use_cache=False,
-            logits_to_keep=conversation.positions + 1,
-        )
-        return np.asarray(out.logits[0, :-1].float().numpy())
+    def logits(self, conversations: Sequence[Conversation]) -> list[Logits]:
+        """Logits (positions, V) at the counted positions of each conversation, in this model's type."""
+        ids, _ = padded(conversations)
+        first = min(conversation.start for conversation in conversations) - 1
+        kept = torch.arange(first, ids.shape[1])
+        out = self._model(input_ids=torch.from_numpy(ids), use_cache=False, logits_to_keep=kept)
+        return [
+            np.asarray(logits[one.start - 1 - first : len(one.tokens) - 1 - first].float().numpy())
+            for logits, one in zip(out.logits, conversations, strict=True)
+        ]
 
     @torch.inference_mode()
     def outputs(self, tokens: Sequence[int]) -> list[Output]:
@@ -99,46 +102,68 @@ class TorchModel:
         model = self._model
         bare = model.disable_adapter() if isinstance(model, PeftModel) and not adapter else nullcontext()
         with quiet_transformers(), bare:
-            for at in range(0, len(order), BATCH):
-                chosen = order[at : at + BATCH]
-                batch = self._batch([prompts[index] for index in chosen], stop, max_new_tokens, hopeless)
+            prefix = common_prefix([tuple(prompt) for prompt in prompts])
+            together = max(1, BATCH_TOKENS // (max(map(len, prompts)) + max_new_tokens))
+            for at in range(0, len(order), together):
+                chosen = order[at : at + together]
+                own = [prompts[index][len(prefix) :] for index in chosen]
+                batch = self._batch(prefix, own, stop, max_new_tokens, hopeless)
                 for index, answer in zip(chosen, batch, strict=True):
                     found[index] = answer
-                progress(min(at + BATCH, len(order)))
+                progress(min(at + together, len(order)))
         return found
 
     def _batch(
         self,
+        prefix: Sequence[int],
         prompts: Sequence[Sequence[int]],
         stop: int,
         max_new_tokens: int,
         hopeless: Callable[[Sequence[int]], bool],
     ) -> list[list[int]]:
+        """Answers to prompts that begin alike: `prefix` is computed once, `prompts` go on behind it."""
+        past = None
+        if prefix:
+            past = self._model(input_ids=torch.tensor([prefix]), use_cache=True).past_key_values
+            past.batch_repeat_interleave(len(prompts))
         width = max(map(len, prompts))
         ids = torch.tensor([[stop] * (width - len(prompt)) + list(prompt) for prompt in prompts])
-        mask = torch.tensor([[0] * (width - len(prompt)) + [1] * len(prompt) for prompt in prompts])
+        mask = torch.tensor(
+            [[1] * len(prefix) + [0] * (width - len(prompt)) + [1] * len(prompt) for prompt in prompts]
+        )
         answers: list[list[int]] = [[] for _ in prompts]
-        open_rows = list(range(len(prompts)))
-        positions = (mask.cumsum(dim=1) - 1).clamp(min=0)
+        asked = list(range(len(prompts)))  # whose answer each row of the batch is
+        positions = (mask.cumsum(dim=1) - 1).clamp(min=0)[:, len(prefix) :]
         out = self._model(
-            input_ids=ids, attention_mask=mask, position_ids=positions, use_cache=True, logits_to_keep=1
+            input_ids=ids,
+            attention_mask=mask,
+            position_ids=positions,
+            past_key_values=past,
+            use_cache=True,
+            logits_to_keep=1,
         )
         for _ in range(max_new_tokens):
-            chosen = out.logits[:, -1].argmax(dim=-1)
-            for row in list(open_rows):
+            chosen, past = out.logits[:, -1].argmax(dim=-1), out.past_key_values
+            going: list[int] = []
+            for row, index in enumerate(asked):
                 token = int(chosen[row])
                 if token != stop:
-                    answers[row].append(token)
-                if token == stop or hopeless(answers[row]):
-                    open_rows.remove(row)
-            if not open_rows:
+                    answers[index].append(token)
+                    if not hopeless(answers[index]):
+                        going.append(row)
+            if not going:
                 break
-            mask = torch.cat([mask, torch.ones(len(prompts), 1, dtype=mask.dtype)], dim=1)
+            if len(going) < len(asked):
+                rows = torch.tensor(going)
+                asked = [asked[row] for row in going]
+                chosen, mask = chosen[rows], mask[rows]
+                past.batch_select_indices(rows)
+            mask = torch.cat([mask, torch.ones(len(asked), 1, dtype=mask.dtype)], dim=1)
             out = self._model(
                 input_ids=chosen[:, None],
                 attention_mask=mask,
                 position_ids=mask.sum(dim=1, keepdim=True) - 1,
-                past_key_values=out.past_key_values,
+                past_key_values=past,
                 use_cache=True,
             )
         return answers

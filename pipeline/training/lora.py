@@ -94,11 +94,7 @@ class _Stack:
         biases = [base.bias for base in bases if base.bias is not None]
         self._bias = _joined(biases) if biases else None
         self._scales = [layer.scaling[ADAPTER] for layer in layers]
-        self._factors = [
-            cast(torch.nn.Linear, factor[ADAPTER]).weight
-            for layer in layers
-            for factor in (layer.lora_A, layer.lora_B)
-        ]
+        self._factors = [factor for layer in layers for factor in _factors(layer)]
         self._input: torch.Tensor | None = None
         self._results: tuple[torch.Tensor, ...] = ()
 
@@ -114,13 +110,18 @@ class _Stack:
         return result
 
 
-def _joined(parameters: Sequence[torch.nn.Parameter]) -> torch.Tensor:
+def _factors(layer: Linear) -> tuple[torch.Tensor, torch.Tensor]:
+    a, b = (cast(torch.nn.Linear, factor[ADAPTER]) for factor in (layer.lora_A, layer.lora_B))
+    return a.weight, b.weight
+
+
+def _joined(parameters: Sequence[torch.Tensor]) -> torch.Tensor:
     """The parameters one under the other, in one memory, of which each becomes a part."""
     if len(parameters) == 1:
         return parameters[0]
     whole = torch.cat([parameter.data for parameter in parameters])
     sizes = [len(parameter) for parameter in parameters]
-    for parameter, part in zip(parameters, whole.split(sizes), strict=True):
+    for parameter, part in zip(parameters, torch.split_with_sizes(whole, sizes), strict=True):
         parameter.data = part
     return whole
 
@@ -140,14 +141,15 @@ class _LoraStack(torch.autograd.Function):
         context.ranks = [len(a) for a in factors[::2]]
         context.outputs = [len(b) for b in factors[1::2]]
         a = torch.cat(factors[::2]).to(x.dtype)  # (R, in)
-        b = torch.block_diag(*(b * scale for b, scale in zip(factors[1::2], scales, strict=True))).to(
-            x.dtype
-        )  # (N, R)
+        scaled = [b * scale for b, scale in zip(factors[1::2], scales, strict=True)]
+        b = torch.block_diag(*scaled).to(x.dtype)  # type: ignore[no-untyped-call]  # (N, R)
         inner = rows @ a.T  # (M, R)
         result = linear(rows, weight, bias).addmm_(inner, b.T)  # (M, N)
         context.save_for_backward(rows, weight, a, b, inner)
         context.scales = scales
-        return tuple(part.view(*x.shape[:-1], -1) for part in result.split(context.outputs, dim=1))
+        return tuple(
+            part.view(*x.shape[:-1], -1) for part in torch.split_with_sizes(result, context.outputs, dim=1)
+        )
 
     @staticmethod
     def backward(context: Any, *gradients: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
@@ -158,11 +160,11 @@ class _LoraStack(torch.autograd.Function):
         to_x = None
         if context.needs_input_grad[0]:
             to_x = (out @ weight).addmm_(to_inner, a).view(*gradients[0].shape[:-1], -1)
-        to_a = (to_inner.T @ rows).to(context.kept).split(context.ranks)
+        to_a = torch.split_with_sizes((to_inner.T @ rows).to(context.kept), context.ranks)
         # Off the diagonal of blocks are products of one layer's gradient with another's rank.
-        crossed = (out.T @ inner).split(context.outputs)  # n of (out, R)
+        crossed = torch.split_with_sizes(out.T @ inner, context.outputs)  # n of (out, R)
         to_b = [
-            part.split(context.ranks, dim=1)[place].to(context.kept).mul_(scale)
+            torch.split_with_sizes(part, context.ranks, dim=1)[place].to(context.kept).mul_(scale)
             for place, (part, scale) in enumerate(zip(crossed, context.scales, strict=True))
         ]
         pairs = [gradient for pair in zip(to_a, to_b, strict=True) for gradient in pair]
