@@ -93,9 +93,9 @@ def project(tiny_checkpoint: Path, tiny_tools_file: Path, tmp_path_factory: pyte
         precision = "fp32"
         context = 256
         [validate]
-        conversations = 8
+        conversations = 12
         decode_conversations = 2
-        task_examples = 8
+        task_examples = 12
         max_new_tokens = 48
         prompt_tokens = [32]
         new_tokens = 4

@@ -24,8 +24,8 @@ def exported(tiny_exported: Path, tmp_path: Path) -> Path:
 
 
 def gate(verdict: Literal["pass", "fail", "inconclusive"], value: float | None = 0.001) -> GateReport:
-    check = Check("max_mean_kl", "KL", value, None, None, 0.02, "at most", verdict, "because")
-    return GateReport("fp32", (check,), verdict)
+    check = Check("max_mean_kl", "", "KL", value, None, None, 0.02, "at most", verdict, "because")
+    return GateReport("fp32", (check,), verdict, None)
 
 
 def leftovers(folder: Path) -> list[str]:
@@ -126,7 +126,7 @@ def test_only_a_pass_is_admitted(
 
 def test_a_verdict_without_checks_or_with_a_failed_one_is_no_pass(tiny_bundle: Path, tmp_path: Path) -> None:
     for wrong in (
-        GateReport("fp32", (), "pass"),
+        GateReport("fp32", (), "pass", None),
         dataclasses.replace(gate("fail"), verdict="pass"),
         gate("pass", value=None),
     ):

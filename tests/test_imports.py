@@ -19,7 +19,13 @@ MAY_IMPORT = {
 }
 DEVICE = {"numpy", "onnxruntime", "tokenizers", "jinja2", "llguidance"}
 STANDARD_ONLY = ("errors.py", "report.py", "manifest.py", "strict.py", "schema.py", "calls.py", "grammar.py")
-WITHOUT_TORCH = ("pipeline/config.py", "pipeline/evidence/gate.py")
+WITHOUT_TORCH = (
+    "pipeline/config.py",
+    "pipeline/evidence/gate.py",
+    "pipeline/evidence/thresholds.py",
+    "pipeline/evidence/culprit.py",
+    "pipeline/evidence/baseline.py",
+)
 BUILD_HOST = {
     "torch", "transformers", "peft", "accelerate", "onnx", "onnx_ir", "pydantic", "safetensors",
     "huggingface_hub", "typer", "rich", "gguf", "pipeline", "export",

@@ -25,9 +25,9 @@ RIGHT = [Reply(q.text, q.calls) for q in QUESTIONS]
 def test_a_perfect_contender_scores_one_everywhere() -> None:
     report = task_report(QUESTIONS, {"unmerged": RIGHT, "bundle": RIGHT})
     score = report.contenders[1].overall
-    assert (score.exact_call.value, score.function_name, score.argument_f1, score.refusal, score.valid) == (
-        1,
-    ) * 5
+    assert score.refusal is not None
+    figures = (score.exact_call, score.function_name, score.argument_f1, score.refusal, score.valid)
+    assert [figure.value for figure in figures] == [1] * 5
     assert report.exact_call_drop.value == 0
     assert report.mcnemar_p == 1
 
@@ -42,11 +42,12 @@ def test_each_kind_of_mistake_costs_what_it_should() -> None:
     report = task_report(QUESTIONS, {"unmerged": RIGHT, "bundle": replies})
     score = report.contenders[1].overall
     assert score.exact_call.value == 0
-    assert score.function_name == pytest.approx(1 / 4)
+    assert score.function_name.value == pytest.approx(1 / 4)
     # 6 arguments expected, 5 given, 3 of them right.
-    assert score.argument_f1 == pytest.approx(2 * 3 / (6 + 5))
-    assert score.refusal == 0
-    assert score.valid == pytest.approx(3 / 4)
+    assert score.argument_f1.value == pytest.approx(2 * 3 / (6 + 5))
+    assert score.refusal is not None
+    assert score.refusal.value == 0
+    assert score.valid.value == pytest.approx(3 / 4)
     assert report.exact_call_drop.value == 1
     assert report.mcnemar_p == pytest.approx(2 / 16)
 
@@ -55,7 +56,7 @@ def test_order_of_calls_matters_and_types_do() -> None:
     swapped = [*RIGHT[:1], Reply("swapped", (CLOSE, OPEN)), *RIGHT[2:]]
     report = task_report(QUESTIONS, {"unmerged": RIGHT, "bundle": swapped})
     assert report.contenders[1].overall.exact_call.value == 0.75
-    assert report.contenders[1].overall.argument_f1 == 1
+    assert report.contenders[1].overall.argument_f1.value == 1
 
 
 def test_groups_hold_their_own_utterances() -> None:

@@ -7,7 +7,9 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
-from pipeline.evidence.statistics import mcnemar, mean, ratio_of_sums
+import numpy as np
+
+from pipeline.evidence.statistics import Floats, Samples, estimate, mcnemar, mean
 from runtime.calls import Call
 from runtime.report import Answer, ContenderScore, Estimate, Score, TaskReport
 
@@ -101,14 +103,17 @@ def _names(calls: tuple[Call, ...] | None) -> list[str] | None:
 
 
 def _argument_f1(pairs: Sequence[tuple[Question, Reply]]) -> Estimate:
-    """Micro-averaged F1 of (function, argument, value); an utterance without any counts as one hit."""
-    hits, both = [], []
-    for question, reply in pairs:
-        expected, got = _triples(question.calls), _triples(reply.calls or ())
-        empty = not expected and not got
-        hits.append(2.0 * ((expected & got).total() + empty))
-        both.append(float(expected.total() + got.total() + 2 * empty))
-    return ratio_of_sums(hits, both)
+    """Micro-averaged F1 of (function, argument, value); 1 where neither side has any argument."""
+    expected = [_triples(question.calls) for question, _ in pairs]
+    got = [_triples(reply.calls or ()) for _, reply in pairs]
+    hits = np.asarray([2.0 * (a & b).total() for a, b in zip(expected, got, strict=True)])
+    both = np.asarray([float(a.total() + b.total()) for a, b in zip(expected, got, strict=True)])
+
+    def f1(chosen: Samples) -> Floats:
+        total = both[chosen].sum(axis=1)
+        return np.where(total > 0, hits[chosen].sum(axis=1) / np.maximum(total, 1.0), 1.0)
+
+    return estimate(len(pairs), f1)
 
 
 def _triples(calls: tuple[Call, ...]) -> Counter[tuple[str, str, str]]:
