@@ -21,7 +21,7 @@ def export_checkpoint(
         checkpoint: a Hugging Face folder with safetensors and a fast tokenizer.
         out: an existing, empty directory.
         precision: fp16 is of weights and activations; int8 and int4 of weights.
-        block_size: weights that share a scale (int8, int4).
+        block_size: most weights that share a scale (int8, int4).
         context: longest sequence in tokens.
         progress: hears what is done, how much of it, and of how much.
 

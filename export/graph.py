@@ -71,7 +71,7 @@ def write_graph(
         checkpoint: a Hugging Face folder with safetensors.
         out: an existing directory.
         precision: fp16 is of weights and activations; int8 and int4 of weights, with float32 activations.
-        block_size: weights that share a scale (int8, int4).
+        block_size: most weights that share a scale (int8, int4).
         context: longest sequence in tokens.
         progress: hears of each layer.
 

@@ -161,12 +161,16 @@ def store_blocks(
 ) -> BlockMatrix:
     """Stack the checkpoint's matrices `sources` into one and round it: symmetric at 8 bits, not at 4.
 
+    Blocks have `block_size` weights, or the largest smaller power of two that divides a row: one that is
+    filled up to whole blocks would be multiplied at its full length.
+
     Raises:
         CheckpointError: a tensor cannot be read.
         ExportError: a block has no finite scale, or the disk refuses.
     """
     columns = checkpoint.shape(sources[0])[1]
     rows = sum(checkpoint.shape(source)[0] for source in sources)
+    block_size = next((size for size in (128, 64, 32, 16) if size <= block_size and columns % size == 0), 16)
     count = -(-columns // block_size)
     packed = data.begin(name, np.dtype(np.uint8), (rows, count, block_size * bits // 8))
     scales, zero_points = [], []

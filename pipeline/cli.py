@@ -124,7 +124,7 @@ def export(
         Literal["fp32", "fp16", "int8", "int4"], typer.Option(help="Of the weights.")
     ] = "int8",
     block_size: Annotated[
-        int, typer.Option(help="Weights that share one scale (int8, int4): 16, 32, 64 or 128.")
+        int, typer.Option(help="Most weights that share one scale (int8, int4): 16, 32, 64 or 128.")
     ] = 32,
     context: Annotated[int, typer.Option(min=16, help="Longest prompt plus answer, in tokens.")] = 2048,
     exporter: Annotated[

@@ -123,7 +123,8 @@ class Export(Section):
 
     precision: Precision = "int8"
     block_size: Literal[16, 32, 64, 128] = 32
-    """Weights that share one scale (int8, int4), along the input dimension."""
+    """Most weights that share one scale (int8, int4), along the input dimension; a matrix whose rows are
+    not whole blocks has smaller ones."""
     context: Annotated[int, Field(ge=16)] = 2048
     """Longest prompt plus answer in tokens; at most what the base was trained for."""
     exporter: Literal["graph", "optimum"] = "graph"
