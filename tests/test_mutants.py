@@ -21,11 +21,11 @@ from export.checkpoint import export_checkpoint
 from pipeline.config import Gate, Validate
 from pipeline.data.records import Record
 from pipeline.evidence.gate import judge
-from pipeline.evidence.measure import Model, measure_fidelity
+from pipeline.evidence.measure import Model, measure, measure_fidelity
 from pipeline.merge import merge
 from pipeline.quiet import quiet_transformers
 from runtime.calls import Call
-from runtime.errors import InferenceError
+from runtime.errors import InferenceError, UsageError
 from runtime.report import (
     CallLatency,
     Check,
@@ -168,6 +168,23 @@ def test_a_broken_one_is_refused_by_the_gate_meant_for_it(
         assert report.culprit is not None
         assert report.culprit.site is not None
         assert (report.culprit.site.layer, report.culprit.site.site) == mutant.site
+
+
+def test_the_reference_may_compute_in_float64(
+    judged: Judged, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tests.test_mutants.SETTINGS", SETTINGS.model_copy(update={"reference": "float64"}))
+    assert judged(Mutant("nothing", "", "", precision="fp32"), tmp_path).verdict == "pass"
+
+
+def test_a_bundle_and_a_base_that_do_not_belong_together(
+    tiny_bundle: Path, tiny_checkpoint: Path, adapter: Path, tmp_path: Path
+) -> None:
+    data = tmp_path / "test.jsonl"
+    data.write_text("", encoding="utf-8")
+    model = Model(tiny_checkpoint, adapter, tiny_checkpoint)
+    with pytest.raises(UsageError, match="do not belong together"):
+        measure(SETTINGS, tiny_bundle, {}, model, data, tmp_path, tmp_path, silent)
 
 
 def test_numbers_that_are_none_stop_the_measurement(judged: Judged, tmp_path: Path) -> None:

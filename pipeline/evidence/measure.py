@@ -26,14 +26,18 @@ from pipeline.evidence.links import chain_links
 from pipeline.evidence.parity import check_cache
 from pipeline.evidence.task import BUNDLE, UNMERGED, task_report
 from pipeline.evidence.torch_model import TorchModel
+from pipeline.fingerprint import fingerprint
 from pipeline.merge import merge
-from pipeline.stage import Progress
+from pipeline.stage import Progress, artifact
 from runtime import Assistant
 from runtime.decoder import Decoder
-from runtime.errors import CheckpointError, DataError, GateError, InferenceError
+from runtime.errors import CheckpointError, DataError, GateError, InferenceError, UsageError
+from runtime.manifest import Manifest
 from runtime.report import CacheCheck, LatencyReport, ParityReport, RenderingCheck, TaskReport, to_json
 
 SEED = 0
+UNKNOWN_BASE = "unknown"
+"""What a bundle says of its base when its ONNX came from elsewhere."""
 FLOAT_CACHE_TOKENS = 20
 """Tokens that go through the cache with float activations: ONNX Runtime unpacks every weight anew for each,
 and with floats a wrong cache shows at once."""
@@ -93,6 +97,7 @@ def measure(
         BundleError: the candidate is damaged.
         GateError: the candidate gives numbers that are not finite, so there is nothing to compare.
         DataError: the test records are malformed, or there are none.
+        UsageError: bundle and base do not belong together.
     """
     with tempfile.TemporaryDirectory(dir=scratch) as fresh:
         return _measure(settings, bundle, others, model, data, out, Path(fresh), progress)
@@ -109,6 +114,7 @@ def _measure(
     progress: Progress,
 ) -> Mapping[str, Any]:
     assistant = runtime.load(bundle, threads=settings.threads)
+    refuse_strangers(assistant.manifest, model.base)
     records = _sample(read_records(data / "test.jsonl" if data.is_dir() else data), settings)
     if not records:
         raise DataError(f"{data} holds no test record, so there is nothing to measure on")
@@ -126,6 +132,21 @@ def _measure(
     for name, report in (("parity", parity), ("task", task), ("latency", latency)):
         (out / f"{name}.json").write_text(to_json(report), encoding="utf-8")
     return {"conversations": min(len(records), settings.conversations), "utterances": len(task.answers)}
+
+
+def refuse_strangers(manifest: Manifest, base: Path) -> None:
+    """Refuse a base that the bundle says it was not made of.
+
+    Raises:
+        UsageError: its digest is another.
+    """
+    said = manifest.lineage.base
+    # A build records the weights' digest; a stage that was run alone knows the folder's.
+    if said not in (UNKNOWN_BASE, fingerprint(base).digest, artifact(base).digest):
+        raise UsageError(
+            f"this bundle and this base do not belong together: {manifest.name} was made of the base "
+            f"{said[:12]}…, and {base} is {fingerprint(base).digest[:12]}…; name the base it was made of"
+        )
 
 
 def _sample(records: Sequence[Record], settings: Validate) -> list[Record]:
@@ -166,11 +187,17 @@ def measure_fidelity(
 
     Raises:
         InferenceError: a form gives numbers that are not finite.
+        UsageError: bundle and base have other vocabularies.
     """
     examples = _examples(assistant, tokenizer, records)
     conversations = _conversations(records[: settings.conversations], examples[: settings.conversations])
     asked, answers = records[: settings.task_examples], examples[: settings.task_examples]
     origin = TorchModel(model.base, model.adapter, settings.threads, settings.reference)
+    if origin.vocabulary != assistant.decoder.vocabulary:
+        raise UsageError(
+            f"this bundle and this base do not belong together: their vocabularies have "
+            f"{assistant.decoder.vocabulary} and {origin.vocabulary} tokens"
+        )
     texts = base_and_unmerged(settings, origin, assistant, tokenizer, answers, progress)
     links = chain_links(settings, assistant, bundle, model.merged, scratch)
     hops = measure_chain(origin, links, conversations, settings.near_tie, settings.threads, scratch, progress)
