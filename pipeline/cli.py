@@ -124,8 +124,11 @@ def export(
         Literal["fp32", "fp16", "int8", "int4"], typer.Option(help="Of the weights.")
     ] = "int8",
     block_size: Annotated[
-        int, typer.Option(help="Most weights that share one scale (int8, int4): 16, 32, 64 or 128.")
-    ] = 32,
+        int | None,
+        typer.Option(
+            help="Most weights that share one scale: 16, 32, 64 or 128; unset is 32 for int8, 64 for int4."
+        ),
+    ] = None,
     context: Annotated[int, typer.Option(min=16, help="Longest prompt plus answer, in tokens.")] = 2048,
     exporter: Annotated[
         Literal["graph", "optimum"], typer.Option(help="optimum: for architectures graph does not know.")

@@ -122,13 +122,18 @@ class Export(Section):
     """Merged checkpoint → ONNX."""
 
     precision: Precision = "int8"
-    block_size: Literal[16, 32, 64, 128] = 32
-    """Most weights that share one scale (int8, int4), along the input dimension; a matrix whose rows are
-    not whole blocks has smaller ones."""
+    block_size: Literal[16, 32, 64, 128] | None = None
+    """Most weights that share one scale, along the input dimension; a matrix whose rows are not whole blocks
+    has smaller ones. Unset: 32 for int8, 64 for int4."""
     context: Annotated[int, Field(ge=16)] = 2048
     """Longest prompt plus answer in tokens; at most what the base was trained for."""
     exporter: Literal["graph", "optimum"] = "graph"
     """graph: our own builder; optimum: for architectures it does not know (needs the optimum extra)."""
+
+    @property
+    def weights_per_scale(self) -> int:
+        """`block_size`, or the precision's own."""
+        return self.block_size or (64 if self.precision == "int4" else 32)
 
     @model_validator(mode="after")
     def _optimum_only_traces(self) -> Export:

@@ -103,7 +103,7 @@ def onnx(settings: Export, merged: Artifact) -> Plan:
         from export.checkpoint import export_checkpoint
 
         return export_checkpoint(
-            merged.path, out, settings.precision, settings.block_size, settings.context, progress
+            merged.path, out, settings.precision, settings.weights_per_scale, settings.context, progress
         )
 
     module = "export.optimum" if settings.exporter == "optimum" else "export.checkpoint"

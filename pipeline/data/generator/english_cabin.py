@@ -11,23 +11,25 @@ from pipeline.data.generator.grammar import Template, order, say
 
 TEMPLATES: Final[Mapping[str, tuple[Template, ...]]] = {
     "climate_set_temperature": (
-        order("(set|change|adjust) the [cabin|air] temperature to {celsius} [degrees|celsius]"),
+        order(
+            "(set|change|adjust) the [cabin|air] temperature to {celsius} [degrees|degrees {zone:zone_place}]"
+        ),
         order("(set|put|bring|turn) the {zone:zone_noun} to {celsius} degrees"),
         order("make it {celsius} degrees {zone:zone_place}"),
         order("(cool|heat|warm) the {zone:zone_noun} to {celsius} [degrees]"),
         order("(keep|hold|maintain) the temperature {zone:zone_place} at {celsius} [degrees|celsius]"),
         order("set {celsius} degrees {zone:zone_place}"),
         say("I('d like| want| need) {celsius} degrees {zone:zone_place}"),
-        say("I('d like| want| would prefer) it to be {celsius} degrees [in here]"),
+        say("I('d like| want| would prefer) it to be {celsius} degrees [in here|{zone:zone_place}]"),
         say("{celsius} degrees {zone:zone_place} (please|would be nice|would be great)"),
-        say("(can|could) we have {celsius} degrees [in here|in the car][?]"),
+        say("(can|could) we have {celsius} degrees [in the car|{zone:zone_place}][?]"),
         say("the temperature {zone:zone_place} should be {celsius} [degrees]"),
         say("[let's go for] {zone:zone_noun} temperature {celsius} [degrees]"),
     ),
     "climate_adjust_temperature": (
-        order("make it [a bit|a little|slightly] {direction:warmer} [in here]"),
-        order("make it [a bit|a little] {direction:warmer} {zone:zone_place}"),
-        order("{direction:raise} the temperature [a bit|a little|slightly]"),
+        order("make it [a bit|a little|slightly] {direction:warmer} [in here|{zone:zone_place}]"),
+        order("get it [a bit|a little] {direction:warmer} {zone:zone_place}"),
+        order("{direction:raise} the [cabin] temperature [a bit|a little|slightly]"),
         order("{direction:raise} the temperature {zone:zone_place} [a bit|a little]"),
         order("{direction:warm_verb} the {zone:zone_noun} [a bit|a little]"),
         order("{direction:warm_verb} the car [a bit|a little]"),
@@ -35,12 +37,12 @@ TEMPLATES: Final[Mapping[str, tuple[Template, ...]]] = {
         say("it's [really|a bit|so] {direction:feel} [in here|in this car]"),
         say("{zone:zone_person} (is|feels) [really|a bit] {direction:feel}"),
         say("(it should be|I want it|I'd like it) [a bit|a little] {direction:warmer} {zone:zone_place}"),
-        say("(could it be|can we have it|can you get it) [a bit|a little] {direction:warmer} [in here][?]"),
-        say("[a bit|a little|slightly] {direction:warmer} (please|would be nice)"),
+        say("(could it be|can we have it|can you get it) [a bit] {direction:warmer} [{zone:zone_place}][?]"),
+        say("[a bit|a little] {direction:warmer} [{zone:zone_place}] (please|would be nice)"),
         say("(can|could|would) you {direction:warm_verb} the (car|cabin) [a bit|a little][?]"),
         say("let's {direction:warm_verb} the (car|cabin) [a bit|a little]"),
-        say("(can|could|would) you {direction:raise} the temperature [a bit|a little][?]"),
-        say("I('d like| want) to {direction:raise} the temperature [a bit|slightly]"),
+        say("(can|could|would) you {direction:raise} the temperature [{zone:zone_place}] [a bit][?]"),
+        say("I('d like| want) to {direction:raise} the temperature [{zone:zone_place}] [slightly]"),
     ),
     "climate_set_fan_speed": (
         order("(set|change|adjust) the (fan|fan speed|blower) to [level|speed] {level:fan_level}"),
