@@ -100,6 +100,8 @@ def project(tiny_checkpoint: Path, tiny_tools_file: Path, tmp_path_factory: pyte
         prompt_tokens = [32]
         new_tokens = 4
         latency_runs = 3
+        [gate]
+        min_valid = 0.0
         """,
         encoding="utf-8",
     )

@@ -138,6 +138,13 @@ SLOTS: Final[Mapping[str, Slot]] = {
     "want": Closed(
         {True: ("I want", "I need", "give me"), False: ("I don't want", "I don't need", "no more")}
     ),
+    "outside_air": Closed(
+        {
+            True: ("keep outside air out", "block outside air", "stop outside air from coming in"),
+            False: ("let some fresh air in", "let outside air in", "get some fresh air in here"),
+        }
+    ),
+    "fresh_air": Closed({False: ("let some fresh air in", "we need fresh air", "I need some fresh air")}),
     "open_verb": Closed({True: ("open", "pop", "unlatch"), False: ("close", "shut")}),
     "open_state": Closed({True: ("open", "opened"), False: ("closed", "shut")}),
     "pane": Closed(
