@@ -19,7 +19,8 @@ RECORDS = [
 
 def described(record: type) -> str:
     meaning = " ".join((inspect.getdoc(record) or "").split("\n\n")[0].split())
-    fields = [f"| `{field.name}` | `{field.type}` |" for field in dataclasses.fields(record)]
+    types = [(field.name, str(field.type).replace("|", r"\|")) for field in dataclasses.fields(record)]
+    fields = [f"| `{name}` | `{kind}` |" for name, kind in types]
     return "\n".join([f"## {record.__name__}", "", meaning, "", "| field | type |", "|---|---|", *fields, ""])
 
 
