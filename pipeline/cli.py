@@ -188,7 +188,7 @@ def validate(
     ] = None,
     config: Annotated[
         Path | None,
-        typer.Option(help="Take [validate] and [gate] from this config; unset takes the defaults."),
+        typer.Option(help=r"Take \[validate] and \[gate] from this config; unset takes the defaults."),
     ] = None,
     overrides: Overrides = None,
 ) -> None:
