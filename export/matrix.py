@@ -151,6 +151,15 @@ def store_table(
     return FloatTable(rows, columns, tensor)
 
 
+def whole_block(columns: int, block_size: int) -> int:
+    """The largest block of at most `block_size` weights that divides a row, or 16 where none does.
+
+    A row that is filled up to whole blocks is multiplied at its full length.
+    """
+    sizes = (size for size in (128, 64, 32, 16) if size <= block_size and columns % size == 0)
+    return next(sizes, 16)
+
+
 def store_blocks(
     data: ExternalData,
     checkpoint: Checkpoint,
@@ -161,8 +170,7 @@ def store_blocks(
 ) -> BlockMatrix:
     """Stack the checkpoint's matrices `sources` into one and round it: symmetric at 8 bits, not at 4.
 
-    Blocks have `block_size` weights, or the largest smaller power of two that divides a row: one that is
-    filled up to whole blocks would be multiplied at its full length.
+    Blocks are as `whole_block` says.
 
     Raises:
         CheckpointError: a tensor cannot be read.
@@ -170,7 +178,7 @@ def store_blocks(
     """
     columns = checkpoint.shape(sources[0])[1]
     rows = sum(checkpoint.shape(source)[0] for source in sources)
-    block_size = next((size for size in (128, 64, 32, 16) if size <= block_size and columns % size == 0), 16)
+    block_size = whole_block(columns, block_size)
     count = -(-columns // block_size)
     packed = data.begin(name, np.dtype(np.uint8), (rows, count, block_size * bits // 8))
     scales, zero_points = [], []

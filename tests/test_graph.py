@@ -30,6 +30,7 @@ from transformers import (
 )
 
 from export.graph import Precision, write_graph
+from export.matrix import whole_block
 from export.quantize import quantize_blocks
 from runtime.errors import CheckpointError, ExportError
 
@@ -268,7 +269,8 @@ def round_weights(model: PreTrainedModel, precision: Precision, block_size: int)
             if parameter.ndim == 2:
                 bits = 8 if precision == "int8" or name in tables else 4
                 weight = parameter.numpy()
-                blocks = quantize_blocks(weight, bits, block_size, symmetric=bits == 8)
+                size = whole_block(weight.shape[1], block_size)
+                blocks = quantize_blocks(weight, bits, size, symmetric=bits == 8)
                 parameter.copy_(torch.from_numpy(dequantize(blocks, weight.shape[1], bits)))
 
 
@@ -278,10 +280,7 @@ def round_weights(model: PreTrainedModel, precision: Precision, block_size: int)
 def test_rounded_graph_is_the_model_with_rounded_weights(
     precision: Precision, family: str, block_size: int, tmp_path: Path
 ) -> None:
-    """With float32 products to 1e-4; with int8 activations, as shipped, to a few percent.
-
-    A block of 128 is longer than a row, so rows are padded.
-    """
+    """With float32 products to 1e-4; with int8 activations, as shipped, to a few percent."""
     model = randomized(FAMILIES[family])
     out = export(model, tmp_path, precision, block_size)
     round_weights(model, precision, block_size)
@@ -295,6 +294,14 @@ def test_rounded_graph_is_the_model_with_rounded_weights(
     assert error(head.run(None, {"hidden_states": hidden[None]})[0][0], expected) < 1e-4
     for position, logits in in_chunks(Loop(open_graph(out / "model.onnx")), CHUNKINGS[2]):
         assert error(logits, expected[position]) < 0.1
+
+
+@pytest.mark.parametrize(
+    ("columns", "block_size", "found"),
+    [(576, 128, 64), (1536, 128, 128), (576, 32, 32), (1536, 64, 64), (48, 128, 16), (50, 128, 16)],
+)
+def test_a_block_divides_a_row_where_one_can(columns: int, block_size: int, found: int) -> None:
+    assert whole_block(columns, block_size) == found
 
 
 def test_both_graphs_read_the_same_bytes(tmp_path: Path) -> None:
