@@ -9,6 +9,7 @@ import json
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 from pipeline.config import Config, Export, Validate
@@ -196,10 +197,13 @@ def evidence(
         from pipeline.evidence.measure import Model, measure, merge_again
 
         base, adapter = origin.base.path, origin.adapter.path
-        merged = origin.merged.path if origin.merged else merge_again(base, adapter, scratch, progress)
-        model = Model(base, adapter, merged)
         beside = {name: other.path for name, other in others.items()}
-        return measure(settings, bundle.path, beside, model, data.path, out, scratch, progress)
+        # Scratch survives a kill, and half a form must not be taken for a whole one.
+        with TemporaryDirectory(dir=scratch) as name:
+            fresh = Path(name)
+            merged = origin.merged.path if origin.merged else merge_again(base, adapter, fresh, progress)
+            model = Model(base, adapter, merged)
+            return measure(settings, bundle.path, beside, model, data.path, out, fresh, progress)
 
     # Latency belongs to the machine: evidence of another one is measured again, not reused.
     config = {"machine": asdict(this_machine()), **settings.model_dump(mode="json")}

@@ -157,7 +157,7 @@ def edit_stacks(name: str, order: tuple[int, ...]) -> Patch:
     return patch
 
 
-def wrong_rope_base(monkeypatch: pytest.MonkeyPatch) -> None:
+def reversed_frequencies(monkeypatch: pytest.MonkeyPatch) -> None:
     tables = export.graph.tables
     monkeypatch.setattr(
         export.graph, "tables", lambda rope, context: [table[:, ::-1] for table in tables(rope, context)]
@@ -320,7 +320,7 @@ MUTANTS: tuple[Mutant, ...] = (
            merged=edit_tensors(swapped("layers.0.", "layers.1."))),
     # export
     Mutant("rotary frequencies are wrong", "max_hop_error", "onnx", (0, "attention.mixed"),
-           exporting=wrong_rope_base),
+           exporting=reversed_frequencies),
     Mutant("positions are shifted by one", "max_hop_error", "onnx", (0, "attention.mixed"),
            exporting=shifted_positions),
     Mutant("rotary halves are interleaved", "max_hop_error", "onnx", (0, "attention.mixed"),

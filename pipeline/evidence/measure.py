@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import gc
 import random
-import shutil
-import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -59,13 +57,12 @@ class Model:
 
 
 def merge_again(base: Path, adapter: Path, scratch: Path, progress: Progress) -> Path:
-    """The merged checkpoint, for a bundle that came without it; `scratch` is a directory to make it in.
+    """The merged checkpoint, for a bundle that came without it, made in `scratch`.
 
     Raises:
         CockpitError: as `pipeline.merge.merge`.
     """
     folder = scratch / "merged"
-    shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir()
     merge(base, adapter, folder, progress)
     return folder
@@ -90,7 +87,7 @@ def measure(
         model: what the candidate should be true to.
         data: test records, or a folder with `test.jsonl`.
         out: where the measurements go.
-        scratch: a directory for forms that the chain needs on the way.
+        scratch: an empty directory, for forms that the chain needs on the way.
         progress: told how it goes.
 
     Raises:
@@ -99,20 +96,6 @@ def measure(
         DataError: the test records are malformed, or there are none.
         UsageError: bundle and base do not belong together.
     """
-    with tempfile.TemporaryDirectory(dir=scratch) as fresh:
-        return _measure(settings, bundle, others, model, data, out, Path(fresh), progress)
-
-
-def _measure(
-    settings: Validate,
-    bundle: Path,
-    others: Mapping[str, Path],
-    model: Model,
-    data: Path,
-    out: Path,
-    scratch: Path,
-    progress: Progress,
-) -> Mapping[str, Any]:
     assistant = runtime.load(bundle, threads=settings.threads)
     refuse_strangers(assistant.manifest, model.base)
     records = _sample(read_records(data / "test.jsonl" if data.is_dir() else data), settings)

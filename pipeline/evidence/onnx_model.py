@@ -46,8 +46,8 @@ class OnnxModel:
         self._folder, self._scratch, self._threads = folder, scratch, threads
         self._alone = alone
         self._decoder = self._open(folder / "model.onnx")
-        self._has_head = (folder / "head.onnx").exists()
-        self._head = self._open(folder / "head.onnx") if self._has_head else None
+        head = folder / "head.onnx"
+        self._head = self._open(head) if head.exists() else None
         last = self._head or self._decoder
         self._vocabulary = next(int(v.shape[-1]) for v in last.get_outputs() if v.name == "logits")
 
