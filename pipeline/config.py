@@ -147,22 +147,22 @@ class Validate(Section):
 
     conversations: Annotated[int, Field(ge=1)] = 60
     """Test conversations whose logits are compared position by position."""
-    decode_conversations: Annotated[int, Field(ge=1)] = 8
+    decode_conversations: Annotated[int, Field(ge=1)] = 6
     """Of those, how many are also fed token by token through the cache."""
     reference: Literal["float32", "float64"] = "float32"
     """What the unmerged model computes in; float64 takes twice the memory and several times as long."""
-    task_examples: Annotated[int, Field(ge=1)] = 200
+    task_examples: Annotated[int, Field(ge=1)] = 160
     """Test utterances answered by the base, the unmerged model and the bundle."""
-    generations: Annotated[int, Field(ge=1)] = 30
+    generations: Annotated[int, Field(ge=1)] = 20
     """Of those, how many the bundle also answers without a grammar, to be compared token for token."""
     max_new_tokens: Annotated[int, Field(ge=1)] = 96
     prompt_tokens: Annotated[tuple[Annotated[int, Field(ge=1)], ...], Field(min_length=1)] = (64, 256)
     """Prompt lengths at which latency is measured."""
-    new_tokens: Annotated[int, Field(ge=2)] = 12
+    new_tokens: Annotated[int, Field(ge=2)] = 8
     """Tokens decoded behind each prompt when latency is measured."""
     latency_runs: Annotated[int, Field(ge=3)] = 5
     """Interleaved pairs of runs per prompt length."""
-    timed_calls: Annotated[int, Field(ge=1)] = 6
+    timed_calls: Annotated[int, Field(ge=1)] = 5
     """Utterances whose whole answer is timed, once by each contender."""
     threads: Annotated[int, Field(ge=1)] = 2
     near_tie: Positive = 1e-3

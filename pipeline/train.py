@@ -44,12 +44,12 @@ from pipeline.training.attention import PACKED
 from pipeline.training.batches import Rows, collate, mean_loss
 from pipeline.training.lora import fused_lora
 from pipeline.training.precision import Precision, choose_precision
+from pipeline.training.record import TRAINING
 from pipeline.training.resume import claim, newest_complete
 from pipeline.training.watch import Watch
 from runtime.calls import load_tools
 from runtime.errors import CheckpointError, ConfigError, TrainingError
 
-TRAINING = "training.json"
 """The file of an adapter that says how it was trained."""
 
 _LIBRARIES = ("torch", "transformers", "peft", "accelerate", "tokenizers")
@@ -164,6 +164,7 @@ def _train(
     figures: dict[str, object] = {
         "steps": trainer.state.global_step,
         "epochs": round(trainer.state.epoch or 0.0, 3),
+        "system": config.data.system,
         "examples": len(train_split.examples),
         "rows": len(train_split.rows),
         "tokens": train_split.tokens,

@@ -17,7 +17,9 @@ from safetensors.numpy import load_file, save_file
 
 import export.graph
 from export.architecture import Architecture
+from export.bundle import Description
 from export.nodes import Nodes
+from export.rope import read_rope
 from runtime.conversation import Conversation
 from runtime.decoder import Decoder
 
@@ -42,6 +44,7 @@ class Mutant:
         exporting: changes how any checkpoint is exported.
         exported_from: changes a copy of the merged checkpoint that only the bundle is exported from.
         exported: changes the exported files.
+        packaged: changes what the bundle says of itself.
         running: changes the runtime.
     """
 
@@ -55,6 +58,7 @@ class Mutant:
     exporting: Patch | None = None
     exported_from: Change | None = None
     exported: Change | None = None
+    packaged: Callable[[Description], Description] | None = None
     running: Patch | None = None
 
 
@@ -153,6 +157,23 @@ def edit_stacks(name: str, order: tuple[int, ...]) -> Patch:
             return project(self, fused, sources, *rest)
 
         monkeypatch.setattr(export.graph._Decoder, "_project", changed)
+
+    return patch
+
+
+def rope_base(theta: float) -> Patch:
+    """Have rotary angles computed from another base than the checkpoint's."""
+
+    def patch(monkeypatch: pytest.MonkeyPatch) -> None:
+        read = export.graph.read_architecture
+
+        def changed(checkpoint: Path) -> Architecture:
+            architecture = read(checkpoint)
+            rope = read_rope({"rope_theta": theta}, architecture.head_dim)
+            assert rope != architecture.rope
+            return dataclasses.replace(architecture, rope=rope)
+
+        monkeypatch.setattr(export.graph, "read_architecture", changed)
 
     return patch
 
@@ -319,7 +340,9 @@ MUTANTS: tuple[Mutant, ...] = (
     Mutant("the merged layers are in another order", "max_hop_error", "merged", (0, "attention.qkv"),
            merged=edit_tensors(swapped("layers.0.", "layers.1."))),
     # export
-    Mutant("rotary frequencies are wrong", "max_hop_error", "onnx", (0, "attention.mixed"),
+    Mutant("the rotary base is wrong", "max_hop_error", "onnx", (0, "attention.mixed"),
+           exporting=rope_base(1e6)),
+    Mutant("rotary frequencies are in reverse", "max_hop_error", "onnx", (0, "attention.mixed"),
            exporting=reversed_frequencies),
     Mutant("positions are shifted by one", "max_hop_error", "onnx", (0, "attention.mixed"),
            exporting=shifted_positions),
@@ -360,6 +383,9 @@ MUTANTS: tuple[Mutant, ...] = (
     Mutant("the mask forgets the first token", "max_float_cache_error", "", running=mask_one_short),
     Mutant("logits are of the position before", "max_hop_error", "bundle", running=scores_shifted),
     # what the device is asked
+    Mutant("the system prompt is another", "rendering", "",
+           packaged=lambda description: dataclasses.replace(
+               description, system="Turn the request into function calls of the vehicle.")),
     Mutant("the tokenizer is another", "rendering", "", exported=other_tokenizer),
     Mutant("a special token is dropped from the template", "rendering", "",
            exported=edit_text("chat_template.jinja", "'<|im_end|>' + ", "")),

@@ -6,6 +6,7 @@ docs/mutants.md is the table of what is found here; COCKPIT_WRITE_MUTANTS=1 writ
 from __future__ import annotations
 
 import dataclasses
+import json
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -24,6 +25,7 @@ from pipeline.evidence.gate import judge
 from pipeline.evidence.measure import Model, measure, measure_fidelity
 from pipeline.merge import merge
 from pipeline.quiet import quiet_transformers
+from pipeline.training.record import TRAINING
 from runtime.calls import Call
 from runtime.errors import InferenceError, UsageError
 from runtime.report import (
@@ -79,8 +81,10 @@ def silent(message: str, done: int, total: int) -> None:
 
 
 @pytest.fixture(scope="module")
-def adapter(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A LoRA adapter that changes the model visibly."""
+def adapter(
+    tiny_checkpoint: Path, tiny_description: Description, tmp_path_factory: pytest.TempPathFactory
+) -> Path:
+    """A LoRA adapter that changes the model visibly, and says what it was trained with."""
     folder = tmp_path_factory.mktemp("adapter")
     torch.manual_seed(1)
     with quiet_transformers():
@@ -91,6 +95,7 @@ def adapter(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> 
             ),
         )
     model.save_pretrained(folder)
+    (folder / TRAINING).write_text(json.dumps({"system": tiny_description.system}), encoding="utf-8")
     return folder
 
 
@@ -124,6 +129,8 @@ def judged(
         if mutant.exported:
             mutant.exported(exported)
         description = dataclasses.replace(tiny_description, precision=mutant.precision)
+        if mutant.packaged:
+            description = mutant.packaged(description)
         package(exported, bundle, tiny_tools_file, description)
         assistant = runtime.load(bundle)
         if mutant.running:

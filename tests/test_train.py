@@ -18,8 +18,9 @@ from transformers import AutoModelForCausalLM
 from pipeline.config import Base, Config, Data, Train
 from pipeline.fingerprint import FINGERPRINT, fingerprint
 from pipeline.quiet import quiet_transformers
-from pipeline.train import TRAINING, train
+from pipeline.train import train
 from pipeline.training.precision import cpu_multiplies_bfloat16
+from pipeline.training.record import TRAINING, trained_prompt
 from pipeline.training.resume import COMPLETE, claim, newest_complete
 from runtime.errors import CheckpointError, ConfigError, TrainingError
 
@@ -100,6 +101,7 @@ def test_the_adapter_is_a_peft_folder_that_answers_better(
     assert model.peft_config["default"].base_model_name_or_path == "tiny"
     recorded = json.loads((out / TRAINING).read_text())
     assert recorded == {key: figures[key] for key in recorded}
+    assert trained_prompt(out) == settings.data.system
     assert recorded["trainable_parameters"] == sum(
         p.numel() for name, p in model.named_parameters() if "lora_" in name
     )

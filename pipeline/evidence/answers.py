@@ -50,17 +50,20 @@ def base_and_unmerged(
         text = str(tokenizer.decode(list(answer))).lstrip()
         return not (text.startswith(opening) or opening.startswith(text))
 
-    def answered(name: str, adapter: bool) -> list[list[int]]:
+    def answered(name: str, adapter: bool, drafts: Sequence[Sequence[int]] | None) -> list[list[int]]:
         return unmerged.answers(
             prompts,
             examples[0].answer[-1],
             settings.max_new_tokens,
             hopeless,
             adapter=adapter,
+            drafts=drafts,
             progress=lambda done: progress(f"{name} answers", done, total),
         )
 
-    tokens = {BASE: answered(BASE, False), UNMERGED: answered(UNMERGED, True)}
+    # What was trained for is likely to be said, though not by the base.
+    expected = [example.answer for example in examples]
+    tokens = {BASE: answered(BASE, False, None), UNMERGED: answered(UNMERGED, True, expected)}
     replies = {
         name: [_reply(str(tokenizer.decode(answer)), assistant) for answer in found]
         for name, found in tokens.items()

@@ -17,11 +17,11 @@ from pipeline.evidence.form import Conversation, Form, Logits, Output
 from pipeline.evidence.parity import Positions, positions, summarize
 from runtime.report import Comparison, Hop, SiteError
 
-TOGETHER = 8
+TOGETHER = 16
 """Conversations run side by side where a form allows it."""
 TRACED_TOKENS = 96
-"""First tokens of the conversation whose intermediate outputs are compared: an operator is right or wrong for
-all alike, and attention looks back only, so the beginning of a conversation is a conversation."""
+"""First tokens of the longest conversation, whose intermediate outputs are compared: an operator is right
+or wrong for all alike; attention looks back only, so the beginning of a conversation is a conversation."""
 
 
 @dataclass(frozen=True)
@@ -61,7 +61,7 @@ class _Recording:
                     rows.write(np.ascontiguousarray(logits, np.float32).data)
                     told()
         self._rows = np.memmap(file, np.float32, "r", shape=(int(ends[-1]), form.vocabulary))
-        self.outputs = form.outputs(conversations[0].tokens[:TRACED_TOKENS])
+        self.outputs = form.outputs(conversations[-1].tokens[:TRACED_TOKENS])
 
     def logits(self, index: int) -> Logits:
         """Logits (positions, V) of one conversation."""
@@ -99,6 +99,8 @@ def measure_chain(
         CockpitError: a form cannot be opened.
     """
     total = len(conversations)
+    # Those of like length are run side by side, so that little of it is padding.
+    conversations = sorted(conversations, key=lambda conversation: len(conversation.tokens))
 
     def record(name: str, form: Form) -> _Recording:
         done = iter(range(1, total + 1))

@@ -27,6 +27,7 @@ from pipeline.evidence.torch_model import TorchModel
 from pipeline.fingerprint import fingerprint
 from pipeline.merge import merge
 from pipeline.stage import Progress, artifact
+from pipeline.training.record import trained_prompt
 from runtime import Assistant
 from runtime.decoder import Decoder
 from runtime.errors import CheckpointError, DataError, GateError, InferenceError, UsageError
@@ -108,7 +109,7 @@ def measure(
         )
     except InferenceError as error:
         raise GateError(f"the candidate is refused: {error}") from error
-    calls = _calls(settings, assistant, tokenizer, records)
+    calls = _calls(settings, assistant, tokenizer, records, model.adapter)
     del assistant
     gc.collect()  # latency is measured in processes of their own, with the memory to themselves
     latency = _latency(settings, bundle, others, model, calls, progress)
@@ -172,7 +173,7 @@ def measure_fidelity(
         InferenceError: a form gives numbers that are not finite.
         UsageError: bundle and base have other vocabularies.
     """
-    examples = _examples(assistant, tokenizer, records)
+    examples = _examples(assistant, tokenizer, records, model.adapter)
     conversations = _conversations(records[: settings.conversations], examples[: settings.conversations])
     asked, answers = records[: settings.task_examples], examples[: settings.task_examples]
     origin = TorchModel(model.base, model.adapter, settings.threads, settings.reference)
@@ -198,9 +199,11 @@ def measure_fidelity(
 
 
 def _examples(
-    assistant: Assistant, tokenizer: PreTrainedTokenizerBase, records: Sequence[Record]
+    assistant: Assistant, tokenizer: PreTrainedTokenizerBase, records: Sequence[Record], adapter: Path
 ) -> list[Example]:
-    system = assistant.manifest.prompt.system
+    """Records as the training side renders them."""
+    trained = trained_prompt(adapter)
+    system = assistant.manifest.prompt.system if trained is None else trained
     return [render(record, tokenizer, assistant.tools, system) for record in records]
 
 
@@ -248,9 +251,10 @@ def _calls(
     assistant: Assistant,
     tokenizer: PreTrainedTokenizerBase,
     records: Sequence[Record],
+    adapter: Path,
 ) -> list[CallPrompt]:
     timed = records[: settings.timed_calls]
-    examples = _examples(assistant, tokenizer, timed)
+    examples = _examples(assistant, tokenizer, timed, adapter)
     return [
         CallPrompt(record.utterance, example.prompt, example.answer[-1])
         for record, example in zip(timed, examples, strict=True)

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Literal, Protocol
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from pipeline.evidence.form import Conversation, Logits
@@ -19,6 +20,9 @@ from runtime.report import CacheCheck, Comparison, Estimate, Histogram
 
 KL_EDGES = (0.0, *(10.0**exponent for exponent in range(-9, 3)))
 """Decades of KL, in nats; the first bin holds what is below 1e-9."""
+
+ROWS = 4
+"""Positions whose probabilities are in memory at once: few enough that a processor's cache holds them."""
 
 CHUNK = 7
 """Tokens of one chunk in the chunked check: odd, so that chunk borders fall everywhere."""
@@ -66,35 +70,59 @@ def positions(conversation: Conversation, reference: Logits, found: Logits, near
         found: of the form measured.
         near_tie: margin in logits below which the reference's choice counts as tied.
     """
-    following = np.asarray(conversation.tokens[conversation.start :])[:, None]
+    following = np.asarray(conversation.tokens[conversation.start :])
+    parts = [
+        _few(following[at : at + ROWS], reference[at : at + ROWS], found[at : at + ROWS], near_tie)
+        for at in range(0, len(following), ROWS)
+    ]
+    return Positions(
+        max_absolute=max(part.max_absolute for part in parts),
+        squares=sum(part.squares for part in parts),
+        reference_max=max(part.reference_max for part in parts),
+        reference_squares=sum(part.reference_squares for part in parts),
+        kl=np.concatenate([part.kl for part in parts]),
+        flipped=np.concatenate([part.flipped for part in parts]),
+        near_tie=np.concatenate([part.near_tie for part in parts]),
+        top5=np.concatenate([part.top5 for part in parts]),
+        reference_nll=np.concatenate([part.reference_nll for part in parts]),
+        nll=np.concatenate([part.nll for part in parts]),
+        logits=found.size,
+    )
+
+
+def _few(following: NDArray[np.int64], reference: Logits, found: Logits, near_tie: float) -> Positions:
     wanted, difference = reference.astype(np.float64), found.astype(np.float64)
     wanted_sum, probability = _log_sum_exp(wanted)
     found_sum, _ = _log_sum_exp(difference)
-    nll = (found_sum - np.take_along_axis(difference, following, axis=1))[:, 0]
+    nll = (found_sum - np.take_along_axis(difference, following[:, None], axis=1))[:, 0]
     difference -= wanted
-    order = np.argpartition(reference, -5, axis=1)[:, -5:]
-    best = np.sort(np.take_along_axis(wanted, order, axis=1), axis=1)
-    found_order = np.argpartition(found, -5, axis=1)[:, -5:]
-    reference_nll = (wanted_sum - np.take_along_axis(wanted, following, axis=1))[:, 0]
+    order, found_order = _top5(reference), _top5(found)
+    best = np.take_along_axis(wanted, order, axis=1)
+    reference_nll = (wanted_sum - np.take_along_axis(wanted, following[:, None], axis=1))[:, 0]
     squares = float(np.einsum("pv,pv->", difference, difference))
     reference_squares = float(np.einsum("pv,pv->", wanted, wanted))
-    reference_max = float(np.abs(reference).max())
     # Σ p (log p - log q), with log p - log q = log Σ exp q - log Σ exp p - (found - reference).
     kl = (found_sum - wanted_sum)[:, 0] - np.einsum("pv,pv->p", probability, difference)
     return Positions(
         max_absolute=float(np.abs(difference, out=difference).max()),
         squares=squares,
-        reference_max=reference_max,
+        reference_max=float(np.abs(reference).max()),
         reference_squares=reference_squares,
         # KL is never negative; rounding of a sum over the vocabulary can leave -1e-15.
         kl=np.maximum(kl, 0.0),
         flipped=reference.argmax(axis=1) != found.argmax(axis=1),
-        near_tie=best[:, -1] - best[:, -2] < near_tie,
+        near_tie=best[:, 0] - best[:, 1] < near_tie,
         top5=(order[:, :, None] == found_order[:, None, :]).any(axis=2).mean(axis=1),
         reference_nll=reference_nll,
         nll=nll,
         logits=found.size,
     )
+
+
+def _top5(logits: Logits) -> NDArray[np.int64]:
+    """The five most probable tokens (positions, 5), most probable first."""
+    # A copy: logits are mapped from a file, which torch takes for memory that it may write to.
+    return np.asarray(torch.topk(torch.tensor(logits), 5, dim=1).indices.numpy())
 
 
 def _log_sum_exp(logits: Floats) -> tuple[Floats, Floats]:

@@ -1,0 +1,19 @@
+"""What is read back of a training's record."""
+
+from pathlib import Path
+
+import pytest
+
+from pipeline.training.record import TRAINING, trained_prompt
+from runtime.errors import AdapterError
+
+
+def test_an_adapter_from_elsewhere_says_nothing_of_its_prompt(tmp_path: Path) -> None:
+    assert trained_prompt(tmp_path) is None
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", '{"steps": 3}'])
+def test_a_damaged_record_is_refused(tmp_path: Path, text: str) -> None:
+    (tmp_path / TRAINING).write_text(text, encoding="utf-8")
+    with pytest.raises(AdapterError, match="no record of a training"):
+        trained_prompt(tmp_path)
