@@ -145,13 +145,13 @@ class Export(Section):
 class Validate(Section):
     """How much evidence to gather."""
 
-    conversations: Annotated[int, Field(ge=1)] = 60
+    conversations: Annotated[int, Field(ge=1)] = 58
     """Test conversations whose logits are compared position by position."""
-    decode_conversations: Annotated[int, Field(ge=1)] = 6
+    decode_conversations: Annotated[int, Field(ge=1)] = 5
     """Of those, how many are also fed token by token through the cache."""
     reference: Literal["float32", "float64"] = "float32"
     """What the unmerged model computes in; float64 takes twice the memory and several times as long."""
-    task_examples: Annotated[int, Field(ge=1)] = 160
+    task_examples: Annotated[int, Field(ge=1)] = 150
     """Test utterances answered by the base, the unmerged model and the bundle."""
     generations: Annotated[int, Field(ge=1)] = 20
     """Of those, how many the bundle also answers without a grammar, to be compared token for token."""
@@ -160,9 +160,9 @@ class Validate(Section):
     """Prompt lengths at which latency is measured."""
     new_tokens: Annotated[int, Field(ge=2)] = 8
     """Tokens decoded behind each prompt when latency is measured."""
-    latency_runs: Annotated[int, Field(ge=3)] = 5
+    latency_runs: Annotated[int, Field(ge=3)] = 4
     """Interleaved pairs of runs per prompt length."""
-    timed_calls: Annotated[int, Field(ge=1)] = 5
+    timed_calls: Annotated[int, Field(ge=1)] = 4
     """Utterances whose whole answer is timed, once by each contender."""
     threads: Annotated[int, Field(ge=1)] = 2
     near_tie: Positive = 1e-3

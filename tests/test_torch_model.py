@@ -8,7 +8,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from pipeline.evidence.form import Conversation
+from pipeline.evidence.form import Conversation, alike
 from pipeline.evidence.torch_model import TorchModel
 
 PREFIX = (5, 9, 2, 7, 7, 1)
@@ -76,3 +76,12 @@ def test_a_hopeless_answer_is_abandoned(model: TorchModel, greedy: list[list[int
     assert model.answers(PROMPTS, UNUSED, NEW_TOKENS, second, drafts=drafts) == [
         answer[:2] for answer in greedy
     ]
+
+
+def test_groups_are_of_like_length() -> None:
+    lengths = [40, 10, 11, 90, 12, 41, 10, 43]
+    groups = alike(lengths, 100)
+    assert groups == [[1, 6, 2, 4], [0, 5], [7], [3]]
+    assert sorted(index for group in groups for index in group) == list(range(len(lengths)))
+    assert alike([500], 100) == [[0]]
+    assert alike([], 100) == []

@@ -13,12 +13,12 @@ from pathlib import Path
 
 import numpy as np
 
-from pipeline.evidence.form import Conversation, Form, Logits, Output
+from pipeline.evidence.form import Conversation, Form, Logits, Output, alike
 from pipeline.evidence.parity import Positions, positions, summarize
 from runtime.report import Comparison, Hop, SiteError
 
-TOGETHER = 16
-"""Conversations run side by side where a form allows it."""
+TOGETHER_TOKENS = 1024
+"""Most tokens of conversations that are run side by side where a form allows it."""
 TRACED_TOKENS = 96
 """First tokens of the longest conversation, whose intermediate outputs are compared: an operator is right
 or wrong for all alike; attention looks back only, so the beginning of a conversation is a conversation."""
@@ -56,8 +56,8 @@ class _Recording:
         self._file = file
         # Written, then mapped: a full disk under a map that is written to would end the process.
         with file.open("wb") as rows:
-            for at in range(0, len(conversations), TOGETHER):
-                for logits in form.logits(conversations[at : at + TOGETHER]):
+            for group in alike([len(one.tokens) for one in conversations], TOGETHER_TOKENS):
+                for logits in form.logits([conversations[index] for index in group]):
                     rows.write(np.ascontiguousarray(logits, np.float32).data)
                     told()
         self._rows = np.memmap(file, np.float32, "r", shape=(int(ends[-1]), form.vocabulary))
@@ -99,7 +99,7 @@ def measure_chain(
         CockpitError: a form cannot be opened.
     """
     total = len(conversations)
-    # Those of like length are run side by side, so that little of it is padding.
+    # The order in which forms are asked.
     conversations = sorted(conversations, key=lambda conversation: len(conversation.tokens))
 
     def record(name: str, form: Form) -> _Recording:

@@ -47,6 +47,24 @@ def padded(conversations: Sequence[Conversation]) -> tuple[NDArray[np.int64], ND
     return ids, mask
 
 
+def alike(lengths: Sequence[int], most_tokens: int) -> list[list[int]]:
+    """Indices in groups of like length, the shortest first.
+
+    Padded to its longest, a group of several has at most `most_tokens`, of which a quarter is padding.
+    """
+    groups: list[list[int]] = []
+    tokens = 0
+    for index in sorted(range(len(lengths)), key=lengths.__getitem__):
+        length = lengths[index]
+        if groups and (len(groups[-1]) + 1) * length <= min(most_tokens, (tokens + length) * 4 / 3):
+            groups[-1].append(index)
+            tokens += length
+        else:
+            groups.append([index])
+            tokens = length
+    return groups
+
+
 class Output(NamedTuple):
     """What one operator put out: values (n, width) for n tokens; see `runtime.report.SiteError`."""
 

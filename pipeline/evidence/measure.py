@@ -37,7 +37,7 @@ from runtime.report import CacheCheck, LatencyReport, ParityReport, RenderingChe
 SEED = 0
 UNKNOWN_BASE = "unknown"
 """What a bundle says of its base when its ONNX came from elsewhere."""
-FLOAT_CACHE_TOKENS = 20
+FLOAT_CACHE_TOKENS = 14
 """Tokens that go through the cache with float activations: ONNX Runtime unpacks every weight anew for each,
 and with floats a wrong cache shows at once."""
 

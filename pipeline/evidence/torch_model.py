@@ -14,15 +14,15 @@ from torch.utils.hooks import RemovableHandle
 from transformers import AutoModelForCausalLM, DynamicCache, PreTrainedModel
 
 from pipeline.data.packing import common_prefix
-from pipeline.evidence.form import Conversation, Logits, Output, padded
+from pipeline.evidence.form import Conversation, Logits, Output, alike, padded
 from pipeline.quiet import quiet_transformers
 from runtime.errors import CheckpointError
 
 BATCH_TOKENS = 16_384
 """Tokens, answers included, of the prompts answered together: a bound on the cache's memory."""
 
-VERIFIED_TOGETHER = 16
-"""Drafts verified together: their logits are in memory."""
+VERIFIED_TOKENS = 768
+"""Tokens of the drafts verified together: their logits are in memory."""
 
 
 class TorchModel:
@@ -131,17 +131,17 @@ class TorchModel:
                 if not answer
                 or (answer[-1] != stop and len(answer) < max_new_tokens and not hopeless(answer))
             ]
-            progress(len(prompts) - len(open_ends))
-            # Those of like length are answered together, so that little of a batch is padding.
-            open_ends.sort(key=lambda index: len(prompts[index]) + len(answers[index]))
+            done = len(prompts) - len(open_ends)
+            progress(done)
             prefix = common_prefix([tuple(prompt) for prompt in prompts])
-            together = max(1, BATCH_TOKENS // (max(map(len, prompts)) + max_new_tokens))
-            for at in range(0, len(open_ends), together):
-                chosen = open_ends[at : at + together]
+            lengths = [len(prompts[index]) + max_new_tokens for index in open_ends]
+            for group in alike(lengths, BATCH_TOKENS):
+                chosen = [open_ends[place] for place in group]
                 own = [[*prompts[index][len(prefix) :], *answers[index]] for index in chosen]
                 batch = [answers[index] for index in chosen]
                 self._extend(batch, prefix, own, stop, max_new_tokens, hopeless)
-                progress(len(prompts) - len(open_ends) + at + len(chosen))
+                done += len(chosen)
+                progress(done)
         return [answer[:-1] if answer[-1:] == [stop] else answer for answer in answers]
 
     def _agreed(
@@ -156,10 +156,8 @@ class TorchModel:
             Conversation("", (*prompt, *draft[:max_new_tokens]), len(prompt))
             for prompt, draft in zip(prompts, drafts, strict=True)
         ]
-        order = sorted(range(len(prompts)), key=lambda index: len(conversations[index].tokens))
         agreed: list[list[int]] = [[] for _ in prompts]
-        for at in range(0, len(order), VERIFIED_TOGETHER):
-            chosen = order[at : at + VERIFIED_TOGETHER]
+        for chosen in alike([conversation.positions for conversation in conversations], VERIFIED_TOKENS):
             for index, logits in zip(chosen, self.logits([conversations[i] for i in chosen]), strict=True):
                 for likely, token in zip(drafts[index], logits.argmax(axis=1).tolist(), strict=False):
                     agreed[index].append(token)
