@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from export.architecture import read_architecture, read_config
+from export.calibration import Calibration
 from export.genai import Decoder, write_genai_config
 from export.graph import Precision, Progress, write_graph
 from export.tokenizer import copy_tokenizer, read_special_tokens
@@ -13,7 +14,13 @@ from runtime.errors import ExportError
 
 
 def export_checkpoint(
-    checkpoint: Path, out: Path, precision: Precision, block_size: int, context: int, progress: Progress
+    checkpoint: Path,
+    out: Path,
+    precision: Precision,
+    block_size: int,
+    context: int,
+    progress: Progress,
+    calibration: Path | None = None,
 ) -> Mapping[str, int | str]:
     """Export a supported checkpoint into an empty directory.
 
@@ -24,6 +31,8 @@ def export_checkpoint(
         block_size: most weights that share a scale (int8, int4).
         context: longest sequence in tokens.
         progress: hears what is done, how much of it, and of how much.
+        calibration: a folder that `export.calibration` describes, for an int8 that rounds activations as a
+            whole where that is much faster.
 
     Returns:
         What the export's record says of itself; sizes in bytes.
@@ -50,7 +59,8 @@ def export_checkpoint(
         position_ids=False,
     )
     write_genai_config(decoder, tokens, out)
-    write_graph(checkpoint, out, precision, block_size, context, progress)
+    measured = None if calibration is None else Calibration(calibration)
+    write_graph(checkpoint, out, precision, block_size, context, progress, measured)
     return {
         "architecture": architecture.name,
         "precision": precision,

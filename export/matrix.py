@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from export.external_data import ExternalData, seen_as
 from export.nodes import MICROSOFT, Nodes
-from export.quantize import quantize_blocks
+from export.quantize import quantize_blocks, quantize_channels
 from export.weights import Checkpoint
 from runtime.errors import ExportError
 
@@ -111,7 +111,22 @@ class BlockMatrix:
         return nodes.add("MatMulNBits", inputs, output, attributes, MICROSOFT)
 
 
-Matrix = FloatMatrix | BlockMatrix
+@dataclass(frozen=True)
+class ChannelMatrix:
+    """A matrix rounded to int8 row by row, transposed to [K, N] for DynamicQuantizeMatMul."""
+
+    weight: ir.ExternalTensor
+    scales: ir.ExternalTensor
+
+    def multiply(self, nodes: Nodes, x: ir.Value, output: str, bias: NDArray[np.generic] | None) -> ir.Value:
+        """x [..., K] → [..., N], with x rounded to uint8 as a whole."""
+        inputs: list[ir.Value | None] = [x, nodes.constant(self.weight), nodes.constant(self.scales)]
+        if bias is not None:
+            inputs += [None, nodes.inline(f"{output}.bias", bias)]
+        return nodes.add("DynamicQuantizeMatMul", inputs, output, None, MICROSOFT)
+
+
+Matrix = FloatMatrix | BlockMatrix | ChannelMatrix
 Table = FloatTable | BlockMatrix
 
 
@@ -198,6 +213,25 @@ def store_blocks(
         data.add(f"{name}.scales", np.concatenate(scales)),
         data.add(f"{name}.zero_points", np.concatenate(zero_points)) if zero_points else None,
     )
+
+
+def store_channels(data: ExternalData, name: str, weight: NDArray[np.float32]) -> ChannelMatrix:
+    """Round a matrix [N, K] row by row and store it transposed.
+
+    Raises:
+        ExportError: a row has no finite scale, or the disk refuses.
+    """
+    quantized, scales = quantize_channels(weight)
+    return ChannelMatrix(data.add(name, quantized.T), data.add(f"{name}.scales", scales))
+
+
+def stacked(checkpoint: Checkpoint, sources: Sequence[str]) -> NDArray[np.float32]:
+    """Matrices of the checkpoint that read the same input, [N, K], one under the other.
+
+    Raises:
+        CheckpointError: a tensor cannot be read.
+    """
+    return np.concatenate([checkpoint.read_float32(source) for source in sources])
 
 
 def float_rows(

@@ -1,4 +1,4 @@
-"""Block-wise rounding of a weight matrix, in the layout of ONNX Runtime's MatMulNBits.
+"""Rounding of a weight matrix: block by block, in the layout of ONNX Runtime's MatMulNBits, or row by row.
 
 Every `block_size` neighbours along a row share one float32 scale, and at 4 bits one zero point:
 `weight ≈ (quantized - zero_point) * scale`, quantized an unsigned integer. The layout is that of
@@ -71,6 +71,27 @@ def quantize_blocks(weight: NDArray[np.float32], bits: int, block_size: int, sym
         scales,
         None if symmetric else _pack(zeros.astype(np.uint8), bits),
     )
+
+
+def quantize_channels(weight: NDArray[np.float32]) -> tuple[NDArray[np.int8], NDArray[np.float32]]:
+    """Round a matrix to nearest, every row with one scale: weight ≈ quantized * scale, symmetric.
+
+    Args:
+        weight: [N, K].
+
+    Returns:
+        int8 [N, K] within ±127, and scales [N].
+
+    Raises:
+        ExportError: a row has no finite scale.
+    """
+    scales = np.abs(weight).max(axis=1) / np.float32(127)
+    if not np.isfinite(scales).all():
+        raise ExportError("a weight is NaN or infinite, so it has no quantized form: check the checkpoint")
+    scales[scales < SMALLEST_SCALE] = 1
+    values = weight / scales[:, None]
+    np.rint(values, out=values)
+    return values.astype(np.int8), scales
 
 
 def _pack(values: NDArray[np.uint8], bits: int) -> NDArray[np.uint8]:

@@ -52,12 +52,26 @@ class Built:
 
 Made = Mapping[str, StageResult]
 
-_PLANS: Mapping[str, Callable[[Config, Made], Plan]] = {
+_PLANS: Mapping[str, Callable[[Config, Made], Plan | None]] = {
     "base": lambda config, made: stages.base(config),
     "data": lambda config, made: stages.data(config),
     "adapter": lambda config, made: stages.adapter(config, made["base"].artifact, made["data"].artifact),
     "merged": lambda config, made: stages.merged(made["base"].artifact, made["adapter"].artifact),
-    "onnx": lambda config, made: stages.onnx(config.export, made["merged"].artifact),
+    "calibration": lambda config, made: (
+        stages.calibration(
+            config.export.calibration_conversations,
+            config.data.system,
+            made["merged"].artifact,
+            made["data"].artifact,
+        )
+        if config.export.calibrated
+        else None
+    ),
+    "onnx": lambda config, made: stages.onnx(
+        config.export,
+        made["merged"].artifact,
+        made["calibration"].artifact if "calibration" in made else None,
+    ),
     "candidate": lambda config, made: stages.candidate(
         _label(config, made), made["onnx"].artifact, made["data"].artifact
     ),
@@ -114,11 +128,15 @@ def build(
         observer.finished(name, made[name])
 
     with locked(store):
-        for name, plan in _PLANS.items():
+        for name, planned in _PLANS.items():
             if name == "candidate":
                 # From here on a bundle of an earlier build would be taken for this one.
                 (run / "bundle").unlink(missing_ok=True)
-            make(name, plan(config, made))
+            plan = planned(config, made)
+            if plan is not None:
+                make(name, plan)
+            else:
+                (run / name).unlink(missing_ok=True)  # that of an earlier config
             if name == until:
                 return Built(run, made, None)
         artifacts = {name: result.artifact for name, result in made.items()}

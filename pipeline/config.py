@@ -125,6 +125,9 @@ class Export(Section):
     block_size: Literal[16, 32, 64, 128] | None = None
     """Most weights that share one scale, along the input dimension; a matrix whose rows are not whole blocks
     has smaller ones. Unset: 32 for int8, 64 for int4."""
+    calibration_conversations: Annotated[int, Field(ge=0)] = 32
+    """int8: training conversations on which activations are measured, so that the products that take half of
+    the time can round them as a whole (docs/decisions/0009); 0 rounds activations in blocks everywhere."""
     context: Annotated[int, Field(ge=16)] = 2048
     """Longest prompt plus answer in tokens; at most what the base was trained for."""
     exporter: Literal["graph", "optimum"] = "graph"
@@ -134,6 +137,11 @@ class Export(Section):
     def weights_per_scale(self) -> int:
         """`block_size`, or the precision's own."""
         return self.block_size or (64 if self.precision == "int4" else 32)
+
+    @property
+    def calibrated(self) -> bool:
+        """Whether the export reads a calibration."""
+        return self.exporter == "graph" and self.precision == "int8" and self.calibration_conversations > 0
 
     @model_validator(mode="after")
     def _optimum_only_traces(self) -> Export:

@@ -93,7 +93,20 @@ def merged(base: Artifact, adapter: Artifact) -> Plan:
     return Plan(Stage("merged", "pipeline.merge", ("numpy", "ml-dtypes"), {}, inputs), work)
 
 
-def onnx(settings: Export, merged: Artifact) -> Plan:
+def calibration(conversations: int, system: str, merged: Artifact, data: Artifact) -> Plan:
+    """A checkpoint and training conversations → what its widest products read."""
+
+    def work(out: Path, scratch: Path, progress: Progress) -> Mapping[str, Any]:
+        from pipeline.calibrate import calibrate
+
+        return calibrate(merged.path, data.path, system, conversations, out, progress)
+
+    settings = {"conversations": conversations, "system": system}
+    inputs = {"merged": merged, "data": data}
+    return Plan(Stage("calibration", "pipeline.calibrate", _MEASURING[:2], settings, inputs), work)
+
+
+def onnx(settings: Export, merged: Artifact, calibration: Artifact | None) -> Plan:
     """A checkpoint → ONNX model, tokenizer, genai_config.json."""
 
     def work(out: Path, scratch: Path, progress: Progress) -> Mapping[str, Any]:
@@ -104,11 +117,18 @@ def onnx(settings: Export, merged: Artifact) -> Plan:
         from export.checkpoint import export_checkpoint
 
         return export_checkpoint(
-            merged.path, out, settings.precision, settings.weights_per_scale, settings.context, progress
+            merged.path,
+            out,
+            settings.precision,
+            settings.weights_per_scale,
+            settings.context,
+            progress,
+            calibration.path if calibration else None,
         )
 
     module = "export.optimum" if settings.exporter == "optimum" else "export.checkpoint"
-    return Plan(Stage("onnx", module, _EXPORTING, settings.model_dump(mode="json"), {"merged": merged}), work)
+    inputs = {"merged": merged} | ({"calibration": calibration} if calibration else {})
+    return Plan(Stage("onnx", module, _EXPORTING, settings.model_dump(mode="json"), inputs), work)
 
 
 @dataclass(frozen=True)

@@ -29,9 +29,12 @@ from transformers import (
     Qwen3ForCausalLM,
 )
 
+from export.calibration import ACTIVATIONS, Calibration
 from export.graph import Precision, write_graph
 from export.matrix import whole_block
-from export.quantize import quantize_blocks
+from export.quantize import quantize_blocks, quantize_channels
+from export.smoothing import smoothing
+from pipeline.evidence.onnx_model import float_activations, write_variant
 from runtime.errors import CheckpointError, ExportError
 
 CONTEXT = 64
@@ -111,11 +114,17 @@ def reference(model: PreTrainedModel, tokens: NDArray[np.int64]) -> NDArray[np.f
     return model(torch.from_numpy(tokens)[None]).logits[0].float().numpy()
 
 
-def export(model: PreTrainedModel, folder: Path, precision: Precision, block_size: int = 32) -> Path:
+def export(
+    model: PreTrainedModel,
+    folder: Path,
+    precision: Precision,
+    block_size: int = 32,
+    calibration: Calibration | None = None,
+) -> Path:
     checkpoint, out = folder / "checkpoint", folder / "out"
     model.save_pretrained(checkpoint)
     out.mkdir()
-    write_graph(checkpoint, out, precision, block_size, CONTEXT, ignore)
+    write_graph(checkpoint, out, precision, block_size, CONTEXT, ignore, calibration)
     return out
 
 
@@ -320,6 +329,46 @@ def test_both_graphs_read_the_same_bytes(tmp_path: Path) -> None:
         places.append({(entry["offset"], entry["length"]) for entry in entries})
     assert places[1]
     assert places[1] < places[0]
+
+
+@pytest.mark.parametrize("family", ["llama tied", "llama biases", "qwen3 tied"])
+def test_a_calibrated_int8_graph_is_the_model(family: str, tmp_path: Path) -> None:
+    """Gate and up round what they read as a whole; with float activations, as rounded weights say to 1e-4."""
+    model = randomized(FAMILIES[family])
+    read: list[torch.Tensor] = []
+    for layer in model.model.layers:
+        layer.mlp.gate_proj.register_forward_pre_hook(lambda module, args: read.append(args[0][0]))
+    reference(model, np.random.default_rng(0).integers(0, 99, 128))
+    loudest = [rows.abs().amax(dim=0) for rows in read]
+    calibration = tmp_path / "calibration"
+    calibration.mkdir()
+    save_file(
+        {f"layers.{layer}.mlp.input": found for layer, found in enumerate(loudest)},
+        calibration / ACTIVATIONS,
+    )
+    out = export(model, tmp_path, "int8", calibration=Calibration(calibration))
+    kinds = [node.op_type for node in onnx.load(out / "model.onnx", load_external_data=False).graph.node]
+    assert kinds.count("DynamicQuantizeMatMul") == len(loudest)
+    smoothed = [
+        torch.cat([layer.mlp.gate_proj.weight, layer.mlp.up_proj.weight]).detach().numpy()
+        for layer in model.model.layers
+    ]
+    round_weights(model, "int8", 32)
+    with torch.no_grad():
+        for layer, weight, found in zip(model.model.layers, smoothed, loudest, strict=True):
+            scales = smoothing(found.numpy(), weight)
+            quantized, steps = quantize_channels(weight * scales)
+            rounded = torch.from_numpy(quantized * steps[:, None] / scales)
+            gate, up = rounded.chunk(2)
+            layer.mlp.gate_proj.weight.copy_(gate)
+            layer.mlp.up_proj.weight.copy_(up)
+    expected = reference(model, TOKENS)
+    write_variant(out, tmp_path / "floats", float_activations)
+    for position, logits in in_chunks(Loop(open_graph(tmp_path / "floats" / "model.onnx")), CHUNKINGS[2]):
+        assert error(logits, expected[position]) < 1e-4
+    for sizes in CHUNKINGS:
+        for position, logits in in_chunks(Loop(open_graph(out / "model.onnx")), sizes):
+            assert error(logits, expected[position]) < 0.1
 
 
 @pytest.mark.parametrize("precision", ["fp32", "fp16", "int8", "int4"])

@@ -12,7 +12,7 @@ from hypothesis.extra.numpy import arrays
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
-from export.quantize import Blocks, quantize_blocks
+from export.quantize import SMALLEST_SCALE, Blocks, quantize_blocks, quantize_channels
 from runtime.errors import ExportError
 
 
@@ -157,3 +157,18 @@ def run_both(
     session = onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
     product, rows = session.run(None, {"x": x, "ids": ids})
     return product, rows
+
+
+@given(WEIGHTS)
+def test_rows_of_one_scale_keep_every_weight_to_half_of_it(weight: NDArray[np.float32]) -> None:
+    quantized, scales = quantize_channels(weight)
+    assert quantized.dtype == np.int8
+    assert np.abs(quantized.astype(int)).max(initial=0) <= 127
+    error = np.abs(quantized * scales.astype(np.float64)[:, None] - weight)
+    assert (error <= 0.5001 * scales[:, None] + SMALLEST_SCALE * 127).all()
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_a_row_that_is_no_numbers_is_refused(value: float) -> None:
+    with pytest.raises(ExportError, match="NaN or infinite"):
+        quantize_channels(np.array([[1.0, value]], np.float32))

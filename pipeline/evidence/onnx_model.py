@@ -141,11 +141,37 @@ def write_variant(source: Path, out: Path, change: Callable[[onnx.ModelProto], N
 
 
 def float_activations(model: onnx.ModelProto) -> None:
-    """Have rounded weights multiplied by activations as they are: MatMulNBits' accuracy level 0."""
+    """Have rounded weights multiplied by activations as they are.
+
+    MatMulNBits does so at accuracy level 0; DynamicQuantizeMatMul is a MatMul by the dequantized weights.
+    """
+    nodes: list[onnx.NodeProto] = []
     for node in model.graph.node:
+        if node.op_type == "DynamicQuantizeMatMul":
+            nodes += _dequantized(node)
+            continue
         for attribute in node.attribute:
             if node.op_type == "MatMulNBits" and attribute.name == "accuracy_level":
                 attribute.i = 0
+        nodes.append(node)
+    del model.graph.node[:]
+    model.graph.node.extend(nodes)
+
+
+def _dequantized(node: onnx.NodeProto) -> list[onnx.NodeProto]:
+    """x, int8 [K, N], scales [N], no zero points, perhaps a bias → a product of floats of the same name."""
+    x, weight, scales, *rest = node.input
+    bias, output = rest[1] if len(rest) > 1 else "", node.output[0]
+    product = f"{output}.product" if bias else output
+    # Not DequantizeLinear: ONNX Runtime would make a MatMulNBits of it, which rounds activations again.
+    made = [
+        onnx.helper.make_node("Cast", [weight], [f"{output}.integers"], to=onnx.TensorProto.FLOAT),
+        onnx.helper.make_node("Mul", [f"{output}.integers", scales], [f"{output}.weight"]),
+        onnx.helper.make_node("MatMul", [x, f"{output}.weight"], [product], name=node.name),
+    ]
+    if bias:
+        made.append(onnx.helper.make_node("Add", [product, bias], [output]))
+    return made
 
 
 def _show(graph: onnx.GraphProto, names: Sequence[str]) -> None:

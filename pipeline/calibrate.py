@@ -1,0 +1,103 @@
+"""Checkpoint + conversations → a calibration: how loud what its gate and up projections read is.
+
+`export.calibration` describes the folder, and reads it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.numpy import save_file
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+
+from export.calibration import ACTIVATIONS
+from pipeline.data.records import Record, read_records
+from pipeline.data.render import render
+from pipeline.quiet import quiet_transformers
+from pipeline.stage import Progress
+from runtime.calls import load_tools
+from runtime.errors import CheckpointError, DataError
+
+FEWEST_CONVERSATIONS = 8
+"""Different ones; fewer would calibrate for a handful of sentences."""
+
+
+def calibrate(
+    checkpoint: Path, data: Path, system: str, conversations: int, out: Path, progress: Progress
+) -> Mapping[str, Any]:
+    """Run a checkpoint over training conversations and note what its layers' gate and up read.
+
+    Args:
+        checkpoint: a merged checkpoint of a Llama-shaped decoder.
+        data: a folder with `train.jsonl` and `tools.json`.
+        system: the system prompt.
+        conversations: how many of the training split to run, from its beginning.
+        out: an empty directory.
+        progress: told of every conversation.
+
+    Raises:
+        CheckpointError: the checkpoint cannot be loaded, or has no gate and up.
+        DataError: too few different conversations, or a malformed record.
+    """
+    records = read_records(data / "train.jsonl")[:conversations]
+    different = len({record.utterance for record in records})
+    if different < FEWEST_CONVERSATIONS:
+        raise DataError(
+            f"the first {conversations} records of {data / 'train.jsonl'} are {different} different ones, "
+            f"and calibration needs {FEWEST_CONVERSATIONS}; give it more, "
+            "or set export.calibration_conversations = 0 to round weights alone"
+        )
+    model = _load(checkpoint)
+    loudest = _watch(model)
+    tokens = 0
+    for done, ids in enumerate(_rendered(checkpoint, data, records, system), start=1):
+        with torch.inference_mode():
+            model(input_ids=torch.tensor([ids]), use_cache=False, logits_to_keep=1)
+        tokens += len(ids)
+        progress("calibrating", done, len(records))
+    save_file({name: values.numpy() for name, values in loudest.items()}, out / ACTIVATIONS)
+    return {"conversations": len(records), "tokens": tokens}
+
+
+def _load(checkpoint: Path) -> PreTrainedModel:
+    try:
+        with quiet_transformers():
+            model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
+                checkpoint, dtype=torch.float32, use_safetensors=True, local_files_only=True
+            )
+    except (OSError, ValueError, RuntimeError) as error:
+        raise CheckpointError(f"cannot load {checkpoint}: {error}") from error
+    model.train(False)
+    return model
+
+
+def _watch(model: PreTrainedModel) -> dict[str, torch.Tensor]:
+    """Of each layer the largest magnitudes (hidden,) that its gate projection reads, as the model is run."""
+    modules = dict(model.named_modules())
+    loudest: dict[str, torch.Tensor] = {}
+
+    def watch(layer: int, gate: torch.nn.Module) -> None:
+        name = f"layers.{layer}.mlp.input"
+        loudest[name] = torch.zeros(int(model.config.hidden_size))
+
+        def note(module: torch.nn.Module, args: tuple[torch.Tensor, ...]) -> None:
+            loudest[name] = torch.maximum(loudest[name], args[0][0].abs().amax(dim=0))
+
+        gate.register_forward_pre_hook(note)
+
+    for layer in range(int(model.config.num_hidden_layers)):
+        gate = modules.get(f"model.layers.{layer}.mlp.gate_proj")
+        if gate is None:
+            raise CheckpointError(f"layer {layer} of this checkpoint has no gate projection to calibrate")
+        watch(layer, gate)
+    return loudest
+
+
+def _rendered(checkpoint: Path, data: Path, records: Sequence[Record], system: str) -> list[list[int]]:
+    tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(checkpoint, local_files_only=True)
+    tools = load_tools(data / "tools.json")
+    examples = [render(record, tokenizer, tools, system) for record in records]
+    return [[*example.prompt, *example.answer] for example in examples]
