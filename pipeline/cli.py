@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 from rich.console import Console
 
+from pipeline.ranks import join, rank, refuse_several
 from runtime.errors import CockpitError, PromptError, UsageError
 
 if TYPE_CHECKING:
@@ -59,12 +60,14 @@ Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an e
 
 
 @app.callback()
-def options(debug: Debug = False) -> None:
+def options(context: typer.Context, debug: Debug = False) -> None:
     """From a base model and in-car utterances to a proven bundle that a car can run.
 
     Exit codes: 0 passed, 1 internal error, 2 usage or config, 3 a stage failed, 4 a gate failed,
     5 a bundle was refused.
     """
+    if context.invoked_subcommand not in (None, "train"):
+        refuse_several(context.invoked_subcommand)
 
 
 @app.command(epilog="Example: cockpit build configs/smollm2-135m.toml --set export.precision=int4")
@@ -95,16 +98,23 @@ def build(
 
 @app.command(epilog="Example: cockpit train configs/smollm2-135m.toml --out adapter")
 def train(config: ConfigFile, out: Out, runs: Runs = Path("runs"), overrides: Overrides = None) -> None:
-    """Base + data → a LoRA adapter in PEFT's format; base and data are made in --runs when missing."""
+    """Base + data → a LoRA adapter in PEFT's format; base and data are made in --runs when missing.
+
+    On several GPUs: accelerate launch $(which cockpit) train …
+    """
     from pipeline import stages
     from pipeline.build import build as run_build
     from pipeline.config import load_config
     from pipeline.console import BuildDisplay
 
     settings = load_config(config, tuple(overrides or ()))
-    with BuildDisplay(console) as display:
-        made = run_build(settings, runs, display, until="data").stages
-    _make(stages.adapter(settings, made["base"].artifact, made["data"].artifact), out)
+    with join() as team:
+        if team.rank:
+            raise typer.Exit(team.follow(settings))
+        with BuildDisplay(console) as display:
+            made = run_build(settings, runs, display, until="data").stages
+        base, data = made["base"].artifact, made["data"].artifact
+        _make(team.leading(stages.adapter(settings, base, data), base, data), out)
 
 
 @app.command(epilog="Example: cockpit merge runs/smollm2-135m/base my-adapter --out merged")
@@ -355,7 +365,8 @@ def main() -> None:
     except CockpitError as error:
         if debug:
             raise
-        sys.stderr.write(f"cockpit: {error}\n")
+        if rank() == 0:  # the others read the same config, and would say the same
+            sys.stderr.write(f"cockpit: {error}\n")
         sys.exit(error.exit_code)
     except KeyboardInterrupt:
         sys.stderr.write("cockpit: interrupted; finished stages are kept\n")

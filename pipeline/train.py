@@ -117,6 +117,7 @@ def _train(
     # Left to itself, accelerate sees one process where several share no GPU.
     processes = PartialState(cpu=precision.device == "cpu")
     main, count = processes.is_main_process, processes.num_processes
+    rows_per_step = config.train.gradient_accumulation * count
     set_seed(config.seed)
     model = _load(base, precision)
     _refuse_unmatched_targets(config.train.target_modules, model)
@@ -141,8 +142,8 @@ def _train(
     watch = Watch(progress)
     trainer = Trainer(
         model=adapted,
-        args=_arguments(config, work, precision, math.ceil(len(train_split.rows) / count)),
-        train_dataset=Rows(train_split.rows),
+        args=_arguments(config, work, precision, math.ceil(len(train_split.rows) / rows_per_step)),
+        train_dataset=Rows(train_split.rows, rows_per_step),
         data_collator=collate,
         compute_loss_func=watch.loss,
         callbacks=[watch],
@@ -159,8 +160,8 @@ def _train(
         progress("validating the adapter", 0, 0)
         loss_after = mean_loss(adapted, validation.rows, precision.device)
     _refuse_changed_base(untouched, _digests(adapted))
+    processes.wait_for_everyone()  # what one process refuses, none writes
 
-    rows_per_step = config.train.gradient_accumulation * count
     figures: dict[str, object] = {
         "steps": trainer.state.global_step,
         "epochs": round(trainer.state.epoch or 0.0, 3),
@@ -267,17 +268,15 @@ def _optimizer(model: PeftModel, config: Config) -> torch.optim.AdamW:
     return torch.optim.AdamW(groups, lr=rate, betas=betas, weight_decay=settings.weight_decay, fused=True)
 
 
-def _arguments(config: Config, work: Path, precision: Precision, rows: int) -> TrainingArguments:
+def _arguments(config: Config, work: Path, precision: Precision, per_epoch: int) -> TrainingArguments:
     settings = config.train
-    accumulation = settings.gradient_accumulation
-    per_epoch = math.ceil(rows / accumulation)
     steps = settings.max_steps or math.ceil(per_epoch * settings.epochs)
     arguments = TrainingArguments(
         output_dir=str(work),
         seed=config.seed,
         use_cpu=precision.device == "cpu",
         per_device_train_batch_size=1,
-        gradient_accumulation_steps=accumulation,
+        gradient_accumulation_steps=settings.gradient_accumulation,
         num_train_epochs=settings.epochs,
         max_steps=settings.max_steps or -1,
         learning_rate=settings.learning_rate,

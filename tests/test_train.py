@@ -4,10 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -262,50 +259,3 @@ def test_bfloat16_is_native_where_the_kernel_says_so(tmp_path: Path, text: str, 
     (tmp_path / "cpuinfo").write_text(text)
     assert cpu_multiplies_bfloat16(tmp_path / "cpuinfo") is native
     assert not cpu_multiplies_bfloat16(tmp_path / "absent")
-
-
-SEVERAL = """
-import json, os, sys
-from pathlib import Path
-from pipeline.config import Config
-from pipeline.train import train
-
-settings, base, data, folder = sys.argv[1:]
-out = Path(folder) / os.environ["RANK"]
-out.mkdir()
-config = Config.model_validate_json(settings)
-figures = train(config, Path(base), Path(data), out, Path(folder) / "work", lambda *what: None)
-(Path(folder) / f"{out.name}.json").write_text(json.dumps(figures))
-"""
-
-
-def test_two_processes_share_the_rows_and_one_writes(
-    tiny_checkpoint: Path, data: Path, tmp_path: Path
-) -> None:
-    """With half the rows each, two processes step as one does that accumulates two rows."""
-    settings = config(data / "tools.json", tokens_per_step=80, epochs=1.0, gradient_accumulation=1)
-    (tmp_path / "script.py").write_text(SEVERAL)
-    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    arguments = [settings.model_dump_json(by_alias=True), tiny_checkpoint, data, tmp_path]
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    done = subprocess.run(
-        [*launch, tmp_path / "script.py", *arguments],
-        env=environment,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
-    figures = json.loads((tmp_path / "0.json").read_text())
-    assert figures["processes"] == 2
-    assert {path.name for path in (tmp_path / "0").iterdir()} == FILES
-    assert list((tmp_path / "1").iterdir()) == []
-    _, alone = run(
-        config(data / "tools.json", tokens_per_step=80, epochs=1.0, gradient_accumulation=2),
-        tiny_checkpoint,
-        data,
-        tmp_path / "alone",
-    )
-    assert figures["steps"] == alone["steps"]
-    rates = [[entry["learning_rate"] for entry in f["curve"]] for f in (figures, alone)]
-    assert rates[0] == rates[1]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -19,10 +20,15 @@ IGNORED = -100
 
 
 class Rows(Dataset[Row]):
-    """Packed rows, as a dataset."""
+    """Packed rows, as a dataset that is whole steps long.
 
-    def __init__(self, rows: Sequence[Row]) -> None:
-        self._rows = rows
+    Where the last step of an epoch lacks rows, one without targets stands in for each: it adds nothing to
+    loss and gradient. accelerate would give processes that lack a row one that they had before.
+    """
+
+    def __init__(self, rows: Sequence[Row], rows_per_step: int) -> None:
+        silent = replace(rows[0], targets=(IGNORED,) * len(rows[0].targets))
+        self._rows = [*rows, *[silent] * (-len(rows) % rows_per_step)]
 
     def __len__(self) -> int:
         return len(self._rows)

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate import PartialState
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from pipeline.stage import Progress
@@ -80,7 +81,8 @@ class Watch(TrainerCallback):
     def on_save(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **unused: Any
     ) -> None:
-        """A checkpoint is written."""
+        """A checkpoint is written, to which every process adds the state of its random numbers."""
+        PartialState().wait_for_everyone()
         if state.is_world_process_zero:
             mark_complete(Path(str(args.output_dir)) / f"checkpoint-{state.global_step}")
 
