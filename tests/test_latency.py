@@ -180,7 +180,7 @@ def test_a_contender_that_hangs(
 ) -> None:
     code = "import time\nprint('waiting for a lock', file=sys.stderr, flush=True)\ntime.sleep(600)"
     interfere(monkeypatch, tmp_path, "bundle", code)
-    monkeypatch.setattr("pipeline.evidence.latency.PATIENCE_S", 2.0)
+    monkeypatch.setattr("pipeline.evidence.worker.PATIENCE_S", 2.0)
     with pytest.raises(StageError, match='"bundle" has not answered for 2 s: waiting for a lock'):
         measure_latency((Contender("bundle", "bundle", tiny_bundle),), (8,), 3, 3, calls, 8, 1)
 

@@ -10,12 +10,7 @@ import itertools
 import json
 import os
 import platform
-import select
-import signal
 import statistics
-import subprocess
-import sys
-import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, replace
@@ -25,8 +20,9 @@ from typing import Literal
 from pipeline.evidence.contender import Call, Decode, Reply, Request
 from pipeline.evidence.statistics import median
 from pipeline.evidence.task import UNMERGED
+from pipeline.evidence.worker import Worker
 from pipeline.provenance import versions
-from runtime.errors import StageError, UsageError
+from runtime.errors import UsageError
 from runtime.report import (
     CallLatency,
     Estimate,
@@ -40,8 +36,6 @@ from runtime.report import (
 
 _WARM_TOKENS = 4
 """New tokens of what is not counted: enough to have run every path once."""
-PATIENCE_S = 600.0
-"""Longest wait for a model to load or for one reply: what takes longer hangs."""
 _FEATURES = (
     "avx2",
     "avx512f",
@@ -137,32 +131,28 @@ def measure_latency(
 
 
 class Running:
-    """A contender's process."""
+    """A contender's process. Use as a context manager."""
 
     def __init__(self, contender: Contender, threads: int) -> None:
-        """Start it and wait until it has loaded: two models loading at once would time each other."""
+        """Start it and wait until it has loaded.
+
+        Raises:
+            StageError: it stopped or hangs.
+        """
         paths = [contender.path, *([contender.adapter] if contender.adapter else [])]
-        module = "pipeline.evidence.contender"
-        command = [sys.executable, "-m", module, contender.kind, str(threads), *map(str, paths)]
-        self._name = contender.name
+        self._worker = Worker(
+            f'latency: the contender "{contender.name}"',
+            "pipeline.evidence.contender",
+            [contender.kind, str(threads), *map(str, paths)],
+        )
         self.peak_bytes = 0
-        with ExitStack() as opening:
-            # A file, since a pipe that nobody reads would block whoever fills it.
-            self._said = opening.enter_context(
-                tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace")
-            )
-            self._process = subprocess.Popen(
-                command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._said, text=True
-            )
-            opening.callback(self._stop)
-            self.load_ms = self._reply()[0]
-            self._open = opening.pop_all()
+        self.load_ms = self._times(self._worker.ready)[0]
 
     def __enter__(self) -> Running:
         return self
 
     def __exit__(self, *exception: object) -> None:
-        self._open.close()
+        self._worker.__exit__(*exception)
 
     def ask(self, request: Decode | Call) -> tuple[float, ...]:
         """Milliseconds of the answer to a call; or those of a prompt, then of each new token.
@@ -171,41 +161,12 @@ class Running:
             StageError: the process stopped or hangs.
         """
         decode, call = (request, None) if isinstance(request, Decode) else (None, request)
-        assert self._process.stdin is not None
-        try:
-            self._process.stdin.write(json.dumps(asdict(Request(decode, call))) + "\n")
-            self._process.stdin.flush()
-        except BrokenPipeError:
-            pass  # the process has ended; reading below says why
-        return self._reply()
+        return self._times(self._worker.ask(json.dumps(asdict(Request(decode, call)))))
 
-    def _reply(self) -> tuple[float, ...]:
-        output = self._process.stdout
-        assert output is not None
-        if not select.select([output], [], [], PATIENCE_S)[0]:
-            raise self._failure(f"has not answered for {PATIENCE_S:g} s")
-        line = output.readline()
-        if not line:
-            raise self._failure(_ending(self._process.wait()))
+    def _times(self, line: str) -> tuple[float, ...]:
         reply = from_json(Reply, line)
         self.peak_bytes = reply.peak_bytes
         return reply.times_ms
-
-    def _failure(self, what: str) -> StageError:
-        self._said.seek(0)
-        last = (self._said.read().strip() or "it said nothing").splitlines()[-1]
-        return StageError(f'latency: the contender "{self._name}" {what}: {last}')
-
-    def _stop(self) -> None:
-        self._process.kill()
-        self._process.communicate()
-
-
-def _ending(code: int) -> str:
-    """A process killed from outside has no last word; the kernel kills the largest when memory is short."""
-    if code == -signal.SIGKILL:
-        return "was killed, as happens when memory runs out"
-    return "stopped"
 
 
 def _point(request: Decode, rounds: Sequence[Round]) -> LatencyPoint:
