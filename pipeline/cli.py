@@ -317,6 +317,33 @@ def report(
         display.judged(found, run / "report")
 
 
+@app.command(epilog="Example: cockpit claims configs/smollm2-135m.toml --out docs/claims.md")
+def claims(
+    config: ConfigFile,
+    runs: Runs = Path("runs"),
+    overrides: Overrides = None,
+    as_json: Json = False,
+    out: Annotated[
+        Path | None, typer.Option("--out", metavar="FILE", help="Write them as a Markdown page, too.")
+    ] = None,
+) -> None:
+    """What the reference guide says of LoRA, beside what is found on a run that was built."""
+    from pipeline.claims.record import record
+    from pipeline.claims.terminal import claims_table
+    from pipeline.config import load_config
+    from pipeline.console import StageDisplay
+    from runtime.report import to_json
+
+    settings = load_config(config, tuple(overrides or ()))
+    with StageDisplay(Console(stderr=True) if as_json else console, "claims") as told:
+        found, written = record(settings, config, runs, out, told)
+    if as_json:
+        sys.stdout.write(to_json(found))
+        return
+    console.print(claims_table(found))
+    console.print(f"claims: {written}", highlight=False)
+
+
 @app.command(epilog="Example: cockpit doctor --json")
 def doctor(runs: Runs = Path("runs"), as_json: Json = False) -> None:
     """What this machine can do, what is missing and how to get it."""

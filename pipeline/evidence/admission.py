@@ -7,6 +7,7 @@ import shutil
 from collections.abc import Mapping
 from pathlib import Path
 
+from pipeline.claims.finding import claims_of
 from pipeline.config import Gate
 from pipeline.evidence.gate import judge
 from pipeline.evidence.report.html import draw
@@ -60,12 +61,17 @@ def assemble(
 
 
 def write_report(report: Report, folder: Path) -> None:
-    """report.html, report.json and junit.xml, all three or none of them new."""
+    """report.html, report.json and junit.xml, all three or none of them new.
+
+    The page also shows the claims.json that lies beside the folder, where there is one of these models.
+    """
     fresh = folder.with_name(f".partial-{folder.name}")
     shutil.rmtree(fresh, ignore_errors=True)
     fresh.mkdir(parents=True)
     (fresh / "report.json").write_text(to_json(report), encoding="utf-8")
-    (fresh / "report.html").write_text(draw(report), encoding="utf-8")
+    (fresh / "report.html").write_text(
+        draw(report, claims_of(folder.parent, report.lineage)), encoding="utf-8"
+    )
     (fresh / "junit.xml").write_text(junit(report.gate, report.name), encoding="utf-8")
     shutil.rmtree(folder, ignore_errors=True)
     fresh.rename(folder)

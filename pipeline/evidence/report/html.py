@@ -14,12 +14,14 @@ from pathlib import Path
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
+from pipeline.claims.finding import Claims
 from pipeline.evidence.report import figures
 from pipeline.evidence.report.accuracy import Accuracy, accuracy
 from pipeline.evidence.report.banner import Banner, banner
 from pipeline.evidence.report.chain import Chain, chain
 from pipeline.evidence.report.charts import Chart, colour, gauge
 from pipeline.evidence.report.checks import Line, lines
+from pipeline.evidence.report.claims import Told, told
 from pipeline.evidence.report.fidelity import fidelity
 from pipeline.evidence.report.speed import Speed, bars, speed
 from pipeline.evidence.report.words import LANGUAGES, Language, form, name, say
@@ -40,10 +42,11 @@ class View:
     accuracy: Accuracy
     speed: Speed
     sizes: Chart
+    claims: list[Told]
 
 
-def draw(report: Report) -> str:
-    """The page as text, to be written as UTF-8."""
+def draw(report: Report, claims: Claims | None = None) -> str:
+    """The page as text, to be written as UTF-8; with a section on the guide's claims where checked."""
     environment = Environment(
         loader=FileSystemLoader(_HERE), autoescape=True, undefined=StrictUndefined, trim_blocks=True
     )
@@ -52,7 +55,7 @@ def draw(report: Report) -> str:
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     return environment.get_template("template.html").render(
         report=report,
-        views=[_view(report, language) for language in LANGUAGES],
+        views=[_view(report, claims, language) for language in LANGUAGES],
         # Both are files of ours, not text of a report.
         style=Markup((_HERE / "style.css").read_text(encoding="utf-8")),
         script=Markup(script),
@@ -60,7 +63,7 @@ def draw(report: Report) -> str:
     )
 
 
-def _view(report: Report, language: Language) -> View:
+def _view(report: Report, claims: Claims | None, language: Language) -> View:
     sizes = [(artifact, float(count), figures.size(count)) for artifact, count in report.sizes.items()]
     return View(
         language=language,
@@ -71,4 +74,5 @@ def _view(report: Report, language: Language) -> View:
         accuracy=accuracy(report, language),
         speed=speed(report, language),
         sizes=bars(language, "sizes", sizes),
+        claims=[] if claims is None else told(claims, language),
     )

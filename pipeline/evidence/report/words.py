@@ -79,6 +79,12 @@ WORDS: Mapping[str, tuple[str, str]] = {
     "task": ("Does it still do the job?", "还能胜任任务吗？"),
     "latency": ("How fast is it?", "速度如何？"),
     "footprint": ("Memory and load time", "内存与加载时间"),
+    "claims": ("What holds of the reference guide", "参考指南的说法是否成立"),
+    "claims.note": (
+        "Each checkable statement of the guide, computed or measured on this base and adapter;"
+        " the page that `cockpit claims --out` writes says of what and why.",
+        "指南中每条可核查的说法，均以此基座与适配器计算或实测。",
+    ),
     "provenance": ("What it is made of", "由何而来"),
     "figures": ("Figures", "数据"),
     # Table heads
@@ -135,6 +141,12 @@ WORDS: Mapping[str, tuple[str, str]] = {
     "features": ("Instruction sets", "指令集"),
     "system": ("System", "系统"),
     "host.memory": ("Memory", "内存"),
+    # Claims of the guide
+    "claim": ("The guide says", "指南的说法"),
+    "here": ("Here", "此处"),
+    "claim.holds": ("holds", "成立"),
+    "claim.fails": ("does not hold here", "此处不成立"),
+    "claim.unmeasured": ("cannot be measured here", "此处无法测定"),
     # Verdicts and their reasons
     "verdict.pass": ("passed", "通过"),
     "verdict.fail": ("failed", "未通过"),
