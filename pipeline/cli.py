@@ -328,15 +328,19 @@ def claims(
     ] = None,
 ) -> None:
     """What the reference guide says of LoRA, beside what is found on a run that was built."""
+    from pipeline.claims.folders import folders
+    from pipeline.config import load_config
+
+    settings = load_config(config, tuple(overrides or ()))
+    built = folders(runs / settings.name, config)
+    # Heavy: a run that is not there has been refused by now.
     from pipeline.claims.record import record
     from pipeline.claims.terminal import claims_table
-    from pipeline.config import load_config
     from pipeline.console import StageDisplay
     from runtime.report import to_json
 
-    settings = load_config(config, tuple(overrides or ()))
     with StageDisplay(Console(stderr=True) if as_json else console, "claims") as told:
-        found, written = record(settings, config, runs, out, told)
+        found, written = record(settings, built, runs / "store", out, told)
     if as_json:
         sys.stdout.write(to_json(found))
         return

@@ -19,6 +19,7 @@ from test_report_html import Page
 from pipeline.build import build
 from pipeline.claims import guide
 from pipeline.claims.finding import FILE, Claims, Finding, claims_of
+from pipeline.claims.folders import folders
 from pipeline.claims.function import Functions, Products, function_findings
 from pipeline.claims.guide import CLAIMS
 from pipeline.claims.inference_cost import Speed, Speeds, inference_findings
@@ -42,13 +43,8 @@ def recorded(project: Path, tmp_path_factory: pytest.TempPathFactory) -> Recorde
     runs, out, told = project / "claims-runs", tmp_path_factory.mktemp("docs") / "claims.md", Told()
     build(settings(project), runs, Recorder(), until="merged")
     config = settings(project, "validate.threads=1", "train.threads=1")
-    found, written = record(
-        config,
-        project / "config.toml",
-        runs,
-        out,
-        lambda *what: told.append(what),
-    )
+    built = folders(runs / "tiny", project / "config.toml")
+    found, written = record(config, built, runs / "store", out, lambda *what: told.append(what))
     assert written == runs / "tiny" / FILE
     return found, runs / "tiny", out, told
 
@@ -103,7 +99,7 @@ def test_progress_is_told_in_every_part(recorded: Recorded) -> None:
         "timing steps of training",
         "training what is compared",
     ]
-    assert told[-1][1] == told[-1][2] >= 200
+    assert told[-1][1] == told[-1][2] >= 160
 
 
 def test_the_record_survives_a_trip_through_json(recorded: Recorded) -> None:
@@ -117,7 +113,7 @@ def test_the_record_survives_a_trip_through_json(recorded: Recorded) -> None:
     [
         lambda text: text.replace('"schema_version": 1', '"schema_version": 2'),
         lambda text: text[:100],
-        lambda text: text.replace('"steps": 20', '"stairs": 20'),
+        lambda text: text.replace('"steps": 16', '"stairs": 16'),
     ],
 )
 def test_a_record_that_cannot_be_read_is_not_shown(
@@ -221,18 +217,19 @@ def test_a_run_that_lacks_its_merge_is_named(recorded: Recorded, project: Path, 
         (tmp_path / "tiny").mkdir(exist_ok=True)
         (tmp_path / "tiny" / name).symlink_to((recorded[1] / name).resolve())
     with pytest.raises(UsageError, match="has no merged, so"):
-        record(settings(project), project / "config.toml", tmp_path, None, lambda *told: None)
+        folders(tmp_path / "tiny", project / "config.toml")
 
 
 @pytest.mark.parametrize("out", ["absent/claims.md", "."])
 def test_a_page_that_has_no_place_is_refused_before_anything_is_measured(
     recorded: Recorded, project: Path, tmp_path: Path, out: str
 ) -> None:
+    built = folders(recorded[1], project / "config.toml")
     with pytest.raises(UsageError, match="is no place for a page"):
         record(
             settings(project),
-            project / "config.toml",
-            recorded[1].parent,
+            built,
+            recorded[1].parent / "store",
             tmp_path / out,
             lambda *told: pytest.fail("it measures"),
         )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import os
+from pathlib import Path
 
 import torch
 
@@ -42,25 +43,24 @@ def check_claims(config: Config, subject: Subject, progress: Progress) -> Claims
         TrainingError: no learning rate trains.
     """
     progress("counting parameters", 0, 0)
-    counts = count(subject.base, subject.adapter)
-    findings = [*from_shapes(counts), *from_files(subject.base, subject.merged, counts)]
+    base, adapter, merged = subject.folders.base, subject.folders.adapter, subject.folders.merged
+    counts = count(base, adapter)
+    findings = [*from_shapes(counts), *from_files(base, merged, counts)]
     progress("comparing base, merged and unmerged", 0, 0)
     machine, precision = this_machine(), choose_precision(config.train.dtype)
     threads = config.train.threads or os.cpu_count() or 1
     reason = does_not_fit(counts.base, _memory(machine.memory_bytes))
-    ways = _ways(config, subject, counts, threads, fits=not reason)
+    lora = _as_trained(counts)
+    ways = _ways(config, base, lora, threads, fits=not reason)
     torch.set_num_threads(threads)
-    assert ways.lora.lora is not None
-    functions = compare_functions(
-        subject.base, subject.adapter, subject.merged, ways.lora.lora, subject.validation
-    )
+    functions = compare_functions(base, adapter, merged, lora, subject.validation)
     findings += function_findings(functions)
     gc.collect()
     request = Decode(max(config.validate_.prompt_tokens), NEW_TOKENS)
     speeds = measure_inference_cost(
-        subject.base,
-        subject.adapter,
-        subject.merged,
+        base,
+        adapter,
+        merged,
         request,
         config.validate_.threads,
         lambda done, total: progress("timing inference", done, total),
@@ -94,14 +94,20 @@ def _place(finding: Finding) -> int:
     return CLAIMS.index(finding.claim)
 
 
-def _ways(config: Config, subject: Subject, counts: Counts, threads: int, *, fits: bool) -> Ways:
-    """Full fine-tuning, LoRA as this run's, and LoRA on the guide's projections at its ranks' ends."""
+def _as_trained(counts: Counts) -> Lora:
+    """LoRA of the run's own rank, scale and layers."""
+    rank = max(rank for _, _, rank in counts.layers.values())
+    return Lora(rank, counts.scales[-1], tuple(name.removesuffix(".weight") for name in counts.layers))
+
+
+def _ways(config: Config, base: Path, lora: Lora, threads: int, *, fits: bool) -> Ways:
+    """Full fine-tuning, LoRA as given, and LoRA on the guide's projections at the ends of its ranks."""
     settings = config.train
 
-    def way(lora: Lora | None) -> Way:
+    def way(trained: Lora | None) -> Way:
         return Way(
-            str(subject.base),
-            lora,
+            str(base),
+            trained,
             settings.adam_beta2,
             settings.weight_decay,
             settings.max_grad_norm,
@@ -109,15 +115,12 @@ def _ways(config: Config, subject: Subject, counts: Counts, threads: int, *, fit
             threads,
         )
 
-    scale = counts.scales[-1]
-    rank = max(rank for _, _, rank in counts.layers.values())
-    targets = tuple(name.removesuffix(".weight") for name in counts.layers)
     seven = (*ATTENTION, *FEED_FORWARD)
     return Ways(
         full=way(None) if fits else None,
-        lora=way(Lora(rank, scale, targets)),
-        small=way(Lora(SMALL_RANK, scale, seven)),
-        large=way(Lora(LARGE_RANK, scale, seven)),
+        lora=way(lora),
+        small=way(Lora(SMALL_RANK, lora.scale, seven)),
+        large=way(Lora(LARGE_RANK, lora.scale, seven)),
     )
 
 

@@ -25,7 +25,8 @@ from pipeline.evidence.statistics import estimate
 from runtime.errors import TrainingError
 from runtime.report import Estimate
 
-STEPS = 20
+STEPS = 16
+"""Some two hundred steps in all: so few, since full fine-tuning takes its time on two cores."""
 FIRST_RATES = (-4, -3)
 """Powers of ten that are tried first; then one beside the better, until both beside the best are worse."""
 LOWEST, HIGHEST = -7, 0

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from pipeline.claims.finding import FILE, Claims
+from pipeline.claims.folders import Folders
 from pipeline.claims.measure import check_claims
 from pipeline.claims.page import page
 from pipeline.claims.subject import subject
@@ -16,14 +17,14 @@ from runtime.report import read_report, to_json
 
 
 def record(
-    config: Config, file: Path, runs: Path, out: Path | None, progress: Progress
+    config: Config, folders: Folders, store: Path, out: Path | None, progress: Progress
 ) -> tuple[Claims, Path]:
     """Check every claim and write down what was found.
 
     Args:
         config: of a run that was built.
-        file: the config file.
-        runs: where runs are kept.
+        folders: of that run.
+        store: where stages are kept.
         out: a page in Markdown to write as well; an older one is replaced.
         progress: told how it goes.
 
@@ -31,21 +32,20 @@ def record(
         The findings, and the JSON file that holds them.
 
     Raises:
-        UsageError: the run lacks what is needed, a build is using it, or `out` is no place for a file.
+        UsageError: a build is using the store, or `out` is no place for a file.
         StageError: a file cannot be written.
         CockpitError: as `pipeline.claims.measure.check_claims`.
     """
     if out is not None and (out.is_dir() or not out.parent.is_dir()):
         raise UsageError(f"--out {out} is no place for a page; name a file in a folder that exists")
-    found_in = subject(config, file, runs)
     # A build beside it would be timed too, and might put another adapter in place.
-    with locked(runs / "store"):
-        found = check_claims(config, found_in, progress)
-        written = found_in.run / FILE
+    with locked(store):
+        found = check_claims(config, subject(config, folders), progress)
+        written = folders.run / FILE
         _write(written, to_json(found))
         if out is not None:
             _write(out, page(found))
-        report = found_in.run / "report"
+        report = folders.run / "report"
         if (report / "report.json").is_file():
             write_report(read_report(report / "report.json"), report)
     return found, written

@@ -3,83 +3,67 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
+from pipeline.claims.folders import Folders
 from pipeline.config import Config
 from pipeline.data.packing import Row, pack
 from pipeline.data.records import read_records
 from pipeline.data.render import render
 from pipeline.stage import artifact
 from runtime.calls import load_tools
-from runtime.errors import CheckpointError, UsageError
+from runtime.errors import CheckpointError
 
 
 @dataclass(frozen=True)
 class Subject:
-    """What a build left behind.
+    """A run, read.
 
     Attributes:
-        run: the run's folder.
-        base: the base checkpoint.
-        adapter: what was trained on it.
-        merged: the checkpoint of both.
+        folders: its directories.
         lineage: base, adapter and merged → digest.
         training: rows of the training split.
         validation: rows of the validation split, whose sentence forms training never saw.
     """
 
-    run: Path
-    base: Path
-    adapter: Path
-    merged: Path
+    folders: Folders
     lineage: dict[str, str]
     training: tuple[Row, ...]
     validation: tuple[Row, ...]
 
 
-def subject(config: Config, file: Path, runs: Path) -> Subject:
-    """Find a config's run.
+def subject(config: Config, folders: Folders) -> Subject:
+    """Read a run.
 
     Args:
         config: what was built.
-        file: the config file, for the error that names the command to run first.
-        runs: where runs are kept.
+        folders: what it left.
 
     Raises:
-        UsageError: the run lacks a directory that is needed.
         CheckpointError: the base's tokenizer cannot be loaded.
-        DataError: its records are malformed or longer than the base's context.
+        DataError: a record is malformed.
     """
-    run = runs / config.name
-    missing = [name for name in ("base", "data", "adapter", "merged") if not (run / name).is_dir()]
-    if missing:
-        raise UsageError(
-            f"{run} has no {', '.join(missing)}, so there is nothing to check claims on; "
-            f"run `cockpit build {file}` first"
-        )
-    base, adapter, merged = run / "base", run / "adapter", run / "merged"
     try:
-        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(base, local_files_only=True)
+        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
+            folders.base, local_files_only=True
+        )
     except (OSError, ValueError) as error:
-        raise CheckpointError(f"cannot load the tokenizer of {base}: {error}") from error
-    tools = load_tools(run / "data" / "tools.json")
+        raise CheckpointError(f"cannot load the tokenizer of {folders.base}: {error}") from error
+    tools = load_tools(folders.data / "tools.json")
 
     def rows(split: str) -> tuple[Row, ...]:
-        records = read_records(run / "data" / f"{split}.jsonl")
+        records = read_records(folders.data / f"{split}.jsonl")
         examples = [render(record, tokenizer, tools, config.data.system) for record in records]
         # The build has trained on them, so that none is too long for the base.
         context = max(len(example.prompt) + len(example.answer) for example in examples)
         length = config.train.tokens_per_step
         return tuple(pack(examples, length=length, context=context, seed=config.seed))
 
+    models = {"base": folders.base, "adapter": folders.adapter, "merged": folders.merged}
     return Subject(
-        run=run,
-        base=base,
-        adapter=adapter,
-        merged=merged,
-        lineage={name: artifact(run / name).digest for name in ("base", "adapter", "merged")},
+        folders=folders,
+        lineage={name: artifact(folder).digest for name, folder in models.items()},
         training=rows("train"),
         validation=rows("validation"),
     )

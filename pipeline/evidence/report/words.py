@@ -82,8 +82,8 @@ WORDS: Mapping[str, tuple[str, str]] = {
     "claims": ("What holds of the reference guide", "参考指南的说法是否成立"),
     "claims.note": (
         "Each checkable statement of the guide, computed or measured on this base and adapter;"
-        " the page that `cockpit claims --out` writes says of what and why.",
-        "指南中每条可核查的说法，均以此基座与适配器计算或实测。",
+        " the page that cockpit claims --out writes says of what, and why.",
+        "指南中每条可核查的说法，均以此基座与适配器计算或实测；对象与缘由见命令另存的页面。",
     ),
     "provenance": ("What it is made of", "由何而来"),
     "figures": ("Figures", "数据"),
