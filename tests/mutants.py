@@ -39,6 +39,7 @@ class Mutant:
         hop: the hop that is to be named; empty where the damage is none of the model's.
         site: the operator that is to be named, where one alone is broken: layer and site.
         precision: of the bundle.
+        calibrated: whether its gate and up round what they read as a whole.
         adapter: changes the adapter that is merged; the reference keeps the true one.
         merged: changes the merged checkpoint.
         exporting: changes how any checkpoint is exported.
@@ -53,6 +54,7 @@ class Mutant:
     hop: str
     site: tuple[int | None, str] | None = None
     precision: str = "int8"
+    calibrated: bool = False
     adapter: Change | None = None
     merged: Change | None = None
     exporting: Patch | None = None
@@ -176,6 +178,15 @@ def rope_base(theta: float) -> Patch:
         monkeypatch.setattr(export.graph, "read_architecture", changed)
 
     return patch
+
+
+def forgotten_division(monkeypatch: pytest.MonkeyPatch) -> None:
+    norm = export.graph._Decoder._norm
+
+    def changed(self: Any, residual: Any, update: Any, source: str, name: str, divided_by: Any = None) -> Any:
+        return norm(self, residual, update, source, name, None)
+
+    monkeypatch.setattr(export.graph._Decoder, "_norm", changed)
 
 
 def reversed_frequencies(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -365,6 +376,10 @@ MUTANTS: tuple[Mutant, ...] = (
            exported=edit_data(f"{DOWN}.scales", lambda scales: scales[::-1])),
     Mutant("zero points of an int8 matrix are off by one", "max_weights_kl", ROUNDED, (1, "mlp.output"),
            exported=edit_data(DOWN, lambda packed: packed + np.uint8(1))),
+    Mutant("activations are not smoothed, only their weights", "max_weights_kl", ROUNDED,
+           (0, "mlp.gate_up"), calibrated=True, exporting=forgotten_division),
+    Mutant("scales of a calibrated matrix are permuted", "max_weights_kl", ROUNDED, calibrated=True,
+           exported=edit_data("model.layers.1.mlp.gate_up_proj.weight.scales", lambda scales: scales[::-1])),
     Mutant("the bundle's layers are in another order", "max_weights_kl", ROUNDED, (0, "attention.qkv"),
            exported_from=edit_tensors(swapped("layers.0.", "layers.1."))),
     Mutant("the head is untied, and shifted", "max_weights_kl", ROUNDED, (None, "logits"),

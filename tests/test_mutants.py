@@ -8,6 +8,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -19,6 +20,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 import runtime
 from export.bundle import Description, package
 from export.checkpoint import export_checkpoint
+from pipeline.calibrate import calibrate
 from pipeline.config import Gate, Validate
 from pipeline.data.records import Record
 from pipeline.evidence.gate import judge
@@ -99,6 +101,24 @@ def adapter(
     return folder
 
 
+@pytest.fixture(scope="module")
+def training(tiny_tools_file: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A data folder to calibrate on."""
+    folder = tmp_path_factory.mktemp("training")
+    shutil.copyfile(tiny_tools_file, folder / "tools.json")
+    lines = [
+        {
+            "id": record.id,
+            "utterance": record.utterance,
+            "lang": record.lang,
+            "calls": [{"name": call.name, "arguments": dict(call.arguments)} for call in record.calls],
+        }
+        for record in RECORDS
+    ]
+    (folder / "train.jsonl").write_text("\n".join(map(json.dumps, lines)) + "\n", encoding="utf-8")
+    return folder
+
+
 Judged = Callable[[Mutant, Path], GateReport]
 
 
@@ -106,6 +126,7 @@ Judged = Callable[[Mutant, Path], GateReport]
 def judged(
     tiny_checkpoint: Path,
     adapter: Path,
+    training: Path,
     tiny_tools_file: Path,
     tiny_description: Description,
     monkeypatch: pytest.MonkeyPatch,
@@ -125,7 +146,12 @@ def judged(
         exported.mkdir()
         scratch.mkdir()
         source = copied(merged, folder / "other", mutant.exported_from)
-        export_checkpoint(source, exported, mutant.precision, 32, CONTEXT, silent)
+        calibration = None
+        if mutant.calibrated:
+            calibration = folder / "calibration"
+            calibration.mkdir()
+            calibrate(source, training, tiny_description.system, len(RECORDS), calibration, silent)
+        export_checkpoint(source, exported, mutant.precision, 32, CONTEXT, silent, calibration)
         if mutant.exported:
             mutant.exported(exported)
         description = dataclasses.replace(tiny_description, precision=mutant.precision)
@@ -148,9 +174,11 @@ def missed(report: GateReport) -> list[Check]:
     return [check for check in report.checks if check.verdict != "pass"]
 
 
-@pytest.mark.parametrize("precision", ["fp32", "int8", "int4"])
-def test_the_unbroken_bundle_passes(precision: str, judged: Judged, tmp_path: Path) -> None:
-    report = judged(Mutant("nothing", "", "", precision=precision), tmp_path)
+@pytest.mark.parametrize(
+    ("precision", "calibrated"), [("fp32", False), ("int8", False), ("int8", True), ("int4", False)]
+)
+def test_the_unbroken_bundle_passes(precision: str, calibrated: bool, judged: Judged, tmp_path: Path) -> None:
+    report = judged(Mutant("nothing", "", "", precision=precision, calibrated=calibrated), tmp_path)
     assert report.verdict == "pass", missed(report)
     assert report.culprit is None
 
