@@ -45,7 +45,7 @@ from export.matrix import (
 )
 from export.nodes import MICROSOFT, Nodes
 from export.rope import tables
-from export.smoothing import smoothing
+from export.smoothing import evened_out, smoothing
 from export.weights import Checkpoint
 from runtime.errors import CheckpointError, ExportError
 
@@ -79,8 +79,8 @@ def write_graph(
         block_size: most weights that share a scale (int8, int4).
         context: longest sequence in tokens.
         progress: hears of each layer.
-        calibration: with it, int8 rounds what gate and up read as a whole, smoothed: half of all
-            multiplications, at twice the speed. Other precisions make no use of it.
+        calibration: with it, int8 rounds what gate and up read as a whole, smoothed, in every layer
+            where that leaves no outlier. Other precisions make no use of it.
 
     Raises:
         CheckpointError: the checkpoint is damaged, or has not the tensors its config promises.
@@ -255,15 +255,15 @@ class _Decoder:
         source, name = f"model.layers.{layer}.mlp", f"layers.{layer}.mlp"
         norm = f"model.layers.{layer}.post_attention_layernorm"
         parts = [f"{source}.gate_proj", f"{source}.up_proj"]
-        if self.calibration is None:
+        smoothed = self._smoothed(layer, parts)
+        if smoothed is None:
             x, residual = self._norm(residual, attended, norm, f"{name}.input")
             both = self._project(f"{source}.gate_up_proj", parts, x, f"{name}.gate_up", a.mlp_bias)
         else:
-            weight = stacked(self.weights, [f"{part}.weight" for part in parts])
-            scales = smoothing(self.calibration.mlp_input(layer, a.hidden), weight)
+            scales, weight = smoothed
             # Another name than the plain input's: it is not the same value.
             x, residual = self._norm(residual, attended, norm, f"{name}.input.smoothed", scales)
-            matrix = store_channels(self.data, f"{source}.gate_up_proj.weight", weight * scales)
+            matrix = store_channels(self.data, f"{source}.gate_up_proj.weight", weight)
             bias = self._biases(parts) if a.mlp_bias else None
             both = matrix.multiply(nodes, x, f"{name}.gate_up", bias)
         gate, up = nodes.add_many(
@@ -275,6 +275,20 @@ class _Decoder:
             f"{source}.down_proj", [f"{source}.down_proj"], product, f"{name}.output", a.mlp_bias
         )
         return output, residual
+
+    def _smoothed(
+        self, layer: int, parts: Sequence[str]
+    ) -> tuple[NDArray[np.float32], NDArray[np.float32]] | None:
+        """Scales [hidden] of what gate and up read, and their weights times these.
+
+        None without a calibration, and where an outlier is too loud for all channels to share one scale.
+        """
+        if self.calibration is None:
+            return None
+        weight = stacked(self.weights, [f"{part}.weight" for part in parts])
+        loudest = self.calibration.mlp_input(layer, self.architecture.hidden)
+        scales = smoothing(loudest, weight)
+        return (scales, weight * scales) if evened_out(loudest, scales) else None
 
     def _norm(
         self,

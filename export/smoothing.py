@@ -12,6 +12,8 @@ from numpy.typing import NDArray
 
 STRENGTH = 0.7
 """SmoothQuant's α: how much of an outlier goes over to the weights; measured in docs/decisions/0009."""
+LOUDEST = 2.5
+"""How loud a channel may be after smoothing, over the median one, for all to share one scale."""
 _SMALLEST = np.float32(1e-5)
 
 
@@ -29,3 +31,9 @@ def smoothing(loudest: NDArray[np.float32], weight: NDArray[np.float32]) -> NDAr
     weights = np.maximum(np.abs(weight).max(axis=0), _SMALLEST)
     scales = activations**STRENGTH / weights ** (1 - STRENGTH)
     return np.asarray(scales / np.exp(np.log(scales).mean()), np.float32)
+
+
+def evened_out(loudest: NDArray[np.float32], scales: NDArray[np.float32]) -> bool:
+    """Whether smoothing by `scales` leaves no channel so loud that the others are heard no more."""
+    smoothed = loudest / scales
+    return bool(smoothed.max() <= LOUDEST * np.median(smoothed))

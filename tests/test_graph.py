@@ -331,6 +331,17 @@ def test_both_graphs_read_the_same_bytes(tmp_path: Path) -> None:
     assert places[1] < places[0]
 
 
+def test_a_layer_with_an_outlier_stays_in_blocks(tmp_path: Path) -> None:
+    loudest = {f"layers.{layer}.mlp.input": torch.ones(64) for layer in range(3)}
+    loudest["layers.1.mlp.input"][5] = 1e5
+    save_file(loudest, tmp_path / ACTIVATIONS)
+    model = randomized(FAMILIES["llama tied"])
+    out = export(model, tmp_path, "int8", calibration=Calibration(tmp_path))
+    graph = onnx.load(out / "model.onnx", load_external_data=False).graph
+    kinds = [node.op_type for node in graph.node if node.name.split("/")[0].endswith(".gate_up")]
+    assert kinds == ["DynamicQuantizeMatMul", "MatMulNBits", "DynamicQuantizeMatMul"]
+
+
 @pytest.mark.parametrize("family", ["llama tied", "llama biases", "qwen3 tied"])
 def test_a_calibrated_int8_graph_is_the_model(family: str, tmp_path: Path) -> None:
     """Gate and up round what they read as a whole; with float activations, as rounded weights say to 1e-4."""

@@ -4,7 +4,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from export.quantize import quantize_channels
-from export.smoothing import smoothing
+from export.smoothing import evened_out, smoothing
 
 RANDOM = np.random.default_rng(2)
 WEIGHT = RANDOM.normal(size=(96, 64)).astype(np.float32)
@@ -49,3 +49,10 @@ def test_a_channel_that_is_never_used_is_harmless() -> None:
     scales = smoothing(loudest, weight)
     assert np.isfinite(scales).all()
     assert (scales > 0).all()
+
+
+def test_an_outlier_beyond_smoothing_is_told() -> None:
+    loudest = np.abs(QUIET).max(axis=0)
+    assert evened_out(loudest, smoothing(loudest, WEIGHT))
+    loudest[9] *= 1000
+    assert not evened_out(loudest, smoothing(loudest, WEIGHT))

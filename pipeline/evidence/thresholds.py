@@ -58,12 +58,12 @@ DEFAULTS: Mapping[Precision, Mapping[str, float]] = {
         "max_hop_error": 1e-4,
         "max_weights_kl": 0.005,
         "max_activations_kl": 0.01,
-        "max_relative_error": 0.2,
+        "max_relative_error": 0.1,
         "max_mean_kl": 0.01,
         "max_p99_kl": 0.15,
         "min_top1": 0.97,
         "min_identical_answers": 0.7,
-        "max_cache_error": 0.15,
+        "max_cache_error": 0.05,
         "max_exact_call_drop": 0.05,
     },
     "int4": {
@@ -76,7 +76,7 @@ DEFAULTS: Mapping[Precision, Mapping[str, float]] = {
         "max_p99_kl": 2.0,
         "min_top1": 0.9,
         "min_identical_answers": 0.3,
-        "max_cache_error": 0.15,
+        "max_cache_error": 0.05,
         "max_exact_call_drop": 0.10,
     },
 }
