@@ -50,8 +50,6 @@ from pipeline.training.watch import Watch
 from runtime.calls import load_tools
 from runtime.errors import CheckpointError, ConfigError, TrainingError
 
-"""The file of an adapter that says how it was trained."""
-
 _LIBRARIES = ("torch", "transformers", "peft", "accelerate", "tokenizers")
 
 

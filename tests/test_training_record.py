@@ -12,8 +12,15 @@ def test_an_adapter_from_elsewhere_says_nothing_of_its_prompt(tmp_path: Path) ->
     assert trained_prompt(tmp_path) is None
 
 
-@pytest.mark.parametrize("text", ["", "{", "[]", '{"steps": 3}'])
+@pytest.mark.parametrize("text", ["", "{"])
 def test_a_damaged_record_is_refused(tmp_path: Path, text: str) -> None:
     (tmp_path / TRAINING).write_text(text, encoding="utf-8")
-    with pytest.raises(AdapterError, match="no record of a training"):
+    with pytest.raises(AdapterError, match="cannot read"):
+        trained_prompt(tmp_path)
+
+
+@pytest.mark.parametrize("text", ["[]", '{"steps": 3}', '{"system": null}'])
+def test_a_record_without_a_prompt_is_refused(tmp_path: Path, text: str) -> None:
+    (tmp_path / TRAINING).write_text(text, encoding="utf-8")
+    with pytest.raises(AdapterError, match="does not say which system prompt"):
         trained_prompt(tmp_path)

@@ -8,6 +8,7 @@ from pathlib import Path
 from runtime.errors import AdapterError
 
 TRAINING = "training.json"
+"""The file of an adapter that says how it was trained."""
 
 
 def trained_prompt(adapter: Path) -> str | None:
@@ -16,12 +17,15 @@ def trained_prompt(adapter: Path) -> str | None:
     Raises:
         AdapterError: the record is there but cannot be read.
     """
+    file = adapter / TRAINING
     try:
-        figures = json.loads((adapter / TRAINING).read_text(encoding="utf-8"))
-        return str(figures["system"])
+        figures = json.loads(file.read_text(encoding="utf-8"))
     except FileNotFoundError:
         return None
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError) as error:
+        raise AdapterError(f"cannot read {file}: {error}; train again") from error
+    if not isinstance(figures, dict) or not isinstance(figures.get("system"), str):
         raise AdapterError(
-            f"{adapter / TRAINING} is no record of a training: {error!r}; train again"
-        ) from error
+            f"{file} does not say which system prompt the adapter was trained with; train again"
+        )
+    return str(figures["system"])
