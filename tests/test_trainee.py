@@ -139,16 +139,16 @@ def test_quality_is_measured_on_the_same_steps(full: Way, lora: Way, rows: list[
     found = measure_quality(
         ways(full, lora), rows, rows[:1], lambda done, total: told.append((done, total)), 4
     )
-    assert told[0] == (1, 40)
-    assert told[-1][0] == told[-1][1] == len(told) >= 40
+    assert told[0] == (1, 56)
+    assert told[-1][0] == told[-1][1] == len(told) >= 56
     assert found.full is not None
     assert found.lora.losses.mean < found.base.mean
     # Rank and layers of the two are the same, and so is the seed.
-    assert found.small == found.lora.losses
-    for losses in (found.large, found.attention, found.feed_forward):
+    assert found.small == found.lora
+    for losses in (found.large.losses, found.attention, found.feed_forward):
         assert losses is not None
         assert losses.tokens == found.base.tokens
-        assert losses != found.small
+        assert losses != found.small.losses
 
 
 def test_no_rate_that_trains_is_an_error(lora: Way, rows: list[Row], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -254,13 +254,22 @@ def test_quality_bears_the_guide_out_or_not() -> None:
     good, bad = losses(1.0, 2.0, 3.0), losses(5.0, 6.0, 7.0)
     close = Learnt(1e-5, good)
     as_said = verdicts(
-        quality_findings(Quality(bad, Learnt(1e-4, bad), close, good, good, losses(1.5, 2.5, 3.5), bad), "")
+        quality_findings(Quality(bad, Learnt(1e-4, bad), close, close, close, losses(1.5, 2.5, 3.5), bad), "")
     )
     for claim in (guide.CLOSE, guide.EXCEEDS, guide.RATE, guide.RANK_QUALITY, guide.ATTENTION_FIRST):
         assert as_said[claim] == "holds", claim.english
     assert as_said[guide.MLP_ADDS] == "holds"
     otherwise = quality_findings(
-        Quality(bad, Learnt(1e-4, good), Learnt(1e-3, bad), bad, losses(9.0, 9.0, 9.0), good, None), ""
+        Quality(
+            bad,
+            Learnt(1e-4, good),
+            Learnt(1e-3, bad),
+            Learnt(1e-3, bad),
+            Learnt(1e-4, losses(9.0, 9.0, 9.0)),
+            good,
+            None,
+        ),
+        "",
     )
     said = verdicts(otherwise)
     for claim in (guide.CLOSE, guide.EXCEEDS, guide.RATE, guide.RANK_QUALITY, guide.MLP_ADDS):

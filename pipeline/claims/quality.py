@@ -1,7 +1,7 @@
 """What is learnt in the same few steps on the same rows: LoRA beside full fine-tuning, ranks, layers, rates.
 
-Every training starts from the base and lowers its learning rate to zero over `STEPS`. LoRA and full
-fine-tuning each have their own best rate, found by decades, since one rate for both would favour one.
+Every training starts from the base and lowers its learning rate to zero over `STEPS`. Full
+fine-tuning and each rank have a best rate of their own, found by decades, since one for all would favour one.
 Losses are compared conversation by conversation on sentence forms that training does not have.
 """
 
@@ -31,10 +31,7 @@ FIRST_RATES = (-4, -3)
 """Powers of ten that are tried first; then one beside the better, until both beside the best are worse."""
 LOWEST, HIGHEST = -7, 0
 
-_VARIANT = (
-    f"what sets it apart shows over a whole training and several seeds, not in {STEPS} steps of one; "
-    "train it with the config's [train] table and compare the reports"
-)
+_VARIANT = f"what sets it apart shows over a whole training and several seeds, not in {STEPS} steps of one"
 
 
 @dataclass(frozen=True)
@@ -52,18 +49,18 @@ class Quality:
     Attributes:
         base: before any step.
         full: every weight, at its best rate; None where it does not fit the machine.
-        lora: at its best rate, which those below have too; one of them is None where it ran off at that rate.
-        small: at a small rank.
-        large: at a large rank.
-        attention: attention projections alone, at the small rank.
+        lora: at its best rate.
+        small: a small rank, at its best rate.
+        large: a large rank, likewise.
+        attention: attention projections alone, at the small rank and its rate; None where it ran off.
         feed_forward: MLP projections alone, likewise.
     """
 
     base: Losses
     full: Learnt | None
     lora: Learnt
-    small: Losses | None
-    large: Losses | None
+    small: Learnt
+    large: Learnt
     attention: Losses | None
     feed_forward: Losses | None
 
@@ -90,7 +87,7 @@ def measure_quality(
     """
     done = count(1)
     # At the fewest; where the best rate lies further off, more come to it.
-    planned = steps * (4 + (len(FIRST_RATES) + 1) * (1 if ways.full is None else 2))
+    planned = steps * (2 + (len(FIRST_RATES) + 1) * (3 if ways.full is None else 4))
 
     def learn(way: Way, rate: float) -> Losses | None:
         with trainee(way) as model:
@@ -115,14 +112,15 @@ def measure_quality(
         raise TrainingError("claims: the loss of the base is not finite; make it again with `cockpit build`")
     full = None if ways.full is None else best("full fine-tuning", ways.full)
     lora = best("LoRA", ways.lora)
+    small = best(f"LoRA of rank {guide.SMALL_RANK}", ways.small)
     return Quality(
-        before,
-        full,
-        lora,
-        *(
-            learn(way, lora.rate)
-            for way in (ways.small, ways.large, _on(ways.small, ATTENTION), _on(ways.small, FEED_FORWARD))
-        ),
+        base=before,
+        full=full,
+        lora=lora,
+        small=small,
+        large=best(f"LoRA of rank {guide.LARGE_RANK}", ways.large),
+        attention=learn(_on(ways.small, ATTENTION), small.rate),
+        feed_forward=learn(_on(ways.small, FEED_FORWARD), small.rate),
     )
 
 
@@ -160,8 +158,8 @@ def quality_findings(quality: Quality, reason: str) -> list[Finding]:
         reason: why full fine-tuning was not, where it was not.
     """
     small, large = guide.SMALL_RANK, guide.LARGE_RANK
-    attention, both = quality.attention, quality.small
-    rate = f"at rate {quality.lora.rate:g}"
+    attention, both = quality.attention, quality.small.losses
+    rate = f"at rate {quality.small.rate:g}"
     return [
         *_against_full(quality, reason),
         unmeasured(
@@ -170,7 +168,11 @@ def quality_findings(quality: Quality, reason: str) -> list[Finding]:
             f"went from {_perplexity(quality.base)} to {_perplexity(quality.lora.losses)} in {STEPS} steps",
         ),
         _compared(
-            guide.RANK_QUALITY, quality.large, quality.small, f"rank {large} over rank {small}, {rate}"
+            guide.RANK_QUALITY,
+            quality.large.losses,
+            quality.small.losses,
+            f"rank {large} at rate {quality.large.rate:g} over rank {small} at {quality.small.rate:g}, each "
+            "its best by decades",
         ),
         _compared(
             guide.ATTENTION_FIRST,

@@ -99,7 +99,7 @@ def measure_chain(
         CockpitError: a form cannot be opened.
     """
     total = len(conversations)
-    # The order in which forms are asked.
+    # Shortest first, as groups of like length come: logits lie in the file in the order they are asked for.
     conversations = sorted(conversations, key=lambda conversation: len(conversation.tokens))
 
     def record(name: str, form: Form) -> _Recording:

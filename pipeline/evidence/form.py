@@ -50,7 +50,7 @@ def padded(conversations: Sequence[Conversation]) -> tuple[NDArray[np.int64], ND
 def alike(lengths: Sequence[int], most_tokens: int) -> list[list[int]]:
     """Indices in groups of like length, the shortest first.
 
-    Padded to its longest, a group of several has at most `most_tokens`, of which a quarter is padding.
+    Padded to its longest, a group of several has at most `most_tokens`, a quarter of them padding at most.
     """
     groups: list[list[int]] = []
     tokens = 0
