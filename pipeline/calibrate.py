@@ -48,7 +48,7 @@ def calibrate(
         raise DataError(
             f"the first {conversations} records of {data / 'train.jsonl'} are {different} different ones, "
             f"and calibration needs {FEWEST_CONVERSATIONS}; give it more, "
-            "or set export.calibration_conversations = 0 to round weights alone"
+            "or set export.calibration_conversations = 0 to round in blocks everywhere"
         )
     model = _load(checkpoint)
     loudest = _watch(model)
