@@ -7,6 +7,8 @@ A key this file does not know is an error that offers the nearest known name, be
 from __future__ import annotations
 
 import difflib
+import os
+import re
 import tomllib
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
@@ -22,6 +24,8 @@ Precision = Literal["fp32", "fp16", "int8", "int4"]
 Share = Annotated[float, Field(ge=0.0, le=1.0)]
 Positive = Annotated[float, Field(gt=0.0)]
 Model = TypeVar("Model", bound=BaseModel)
+
+_VARIABLE = re.compile(r"\$(?:(\w+)|\{(\w+)\})")
 
 
 class Section(BaseModel):
@@ -64,24 +68,29 @@ class Data(Section):
     """The conversations: generated from a grammar, or read from files."""
 
     tools: Path
-    """JSON Schema of the callable functions, relative to the config file."""
+    """JSON Schema of the callable functions. This and the paths below are relative to the config file, and
+    may name environment variables: `$COCKPIT_DATA_DIR/…`."""
     system: str = DEFAULT_SYSTEM
     """System prompt of every conversation; it ships in the bundle."""
     train: Path | None = None
-    """JSON Lines of records or of OpenAI messages; all three files, or none to use the generator."""
+    """JSON Lines of records or of OpenAI messages; `test` comes with it. Unset: records are generated."""
     validation: Path | None = None
+    """Unset beside the other two: some sentence forms of `train` are held out and not trained on."""
     test: Path | None = None
     train_examples: Annotated[int, Field(ge=1)] = 2000
     """Generated training records over all languages."""
     validation_examples: Annotated[int, Field(ge=1)] = 100
+    """Generated, or held out of `train`."""
     test_examples: Annotated[int, Field(ge=1)] = 400
     chinese: Share = 0.2
     """Share of generated records in Chinese; the rest is English."""
 
     @model_validator(mode="after")
     def _files_come_together(self) -> Data:
-        if len({path is None for path in (self.train, self.validation, self.test)}) > 1:
-            raise ValueError("train, validation and test come together: name all three files or none")
+        if (self.train is None) != (self.test is None) or (self.validation and not self.train):
+            raise ValueError(
+                "train and test come together, with or without validation; name none to generate records"
+            )
         return self
 
 
@@ -329,15 +338,25 @@ def _anchored(config: Config, folder: Path) -> Config:
     """The config with relative paths made absolute against the config file's folder."""
     data = config.data.model_copy(
         update={
-            key: (folder / value).resolve()
+            key: (folder / _expanded(value, f"data.{key}")).resolve()
             for key in ("tools", "train", "validation", "test")
             if (value := getattr(config.data, key)) is not None
         }
     )
     base = config.base
     if base.path is not None:
-        base = base.model_copy(update={"path": (folder / base.path).resolve()})
+        base = base.model_copy(update={"path": (folder / _expanded(base.path, "base.path")).resolve()})
     return config.model_copy(update={"data": data, "base": base})
+
+
+def _expanded(path: Path, key: str) -> Path:
+    """The path with environment variables in place of their names."""
+    names = [name for pair in _VARIABLE.findall(str(path)) for name in pair if name]
+    if missing := [name for name in names if not os.environ.get(name)]:
+        raise ConfigError(
+            f'"{key}" is {path}, but {missing[0]} is not set; set it to the folder that it names'
+        )
+    return Path(os.path.expandvars(path))
 
 
 def _explain(model: type[BaseModel], error: ValidationError) -> str:

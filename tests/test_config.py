@@ -25,9 +25,10 @@ def written(folder: Path, text: str = MINIMAL) -> Path:
     return path
 
 
-def test_every_shipped_config_loads() -> None:
+def test_every_shipped_config_loads(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COCKPIT_DATA_DIR", "/data")
     paths = sorted(CONFIGS.rglob("*.toml"))
-    assert len(paths) >= 3
+    assert len(paths) >= 5
     assert len({load_config(path).name for path in paths}) == len(paths)
 
 
@@ -41,6 +42,14 @@ def test_paths_are_taken_from_the_configs_folder(tmp_path: Path) -> None:
     config = load_config(written(tmp_path))
     assert config.base.path == tmp_path / "base"
     assert config.data.tools == tmp_path / "tools.json"
+
+
+def test_a_path_may_begin_with_a_variable(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CAR_DATA", str(tmp_path / "car"))
+    monkeypatch.setenv("WHERE", "models")
+    config = load_config(written(tmp_path), ("data.tools=$CAR_DATA/tools.json", "base.path=${WHERE}/base"))
+    assert config.data.tools == tmp_path / "car" / "tools.json"
+    assert config.base.path == tmp_path / "models" / "base"
 
 
 def test_overrides_are_toml_or_bare_strings(tmp_path: Path) -> None:
@@ -71,7 +80,10 @@ def test_overrides_are_toml_or_bare_strings(tmp_path: Path) -> None:
         (MINIMAL, ('name="../up"',), '"name"'),
         (MINIMAL.replace('path = "base"', ""), (), 'source = "path" needs "path"'),
         (MINIMAL, ("base.id=x/y",), '"id" belongs to source = "hub"'),
-        (MINIMAL, ("data.train=a.jsonl",), "name all three files or none"),
+        (MINIMAL, ("data.train=a.jsonl",), "train and test come together"),
+        (MINIMAL, ("data.validation=a.jsonl",), "train and test come together"),
+        (MINIMAL, ("data.tools=$NOT_SET/a.json",), '"data.tools" is $NOT_SET/a.json, but NOT_SET is not set'),
+        (MINIMAL, ("base.path=${NOT_SET}/a",), '"base.path" is ${NOT_SET}/a, but NOT_SET is not set'),
         (MINIMAL.replace("[data]", "[data"), (), "not valid TOML"),
         ('name = "small"', (), '"base" is missing; "data" is missing'),
     ],

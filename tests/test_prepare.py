@@ -55,6 +55,18 @@ def test_files_that_leak_are_measured_and_used(tmp_path: Path) -> None:
     }
 
 
+def test_validation_is_held_out_of_training_where_there_is_no_file(tmp_path: Path) -> None:
+    train = _file(tmp_path / "a.jsonl", "set it to 20", "20 please", "make it 20", "now 20")
+    test = _file(tmp_path / "b.jsonl", "I want 20")
+    (tmp_path / "out").mkdir()
+    prepare(_config(Data(tools=TOOLS, train=train, test=test, validation_examples=1)), tmp_path / "out")
+    left, held, tested = (
+        read_records(tmp_path / "out" / f"{split}.jsonl") for split in ("train", "validation", "test")
+    )
+    assert (len(left), len(held), len(tested)) == (3, 1, 1)
+    assert {record.id for record in left + held} == {record.id for record in read_records(train)}
+
+
 def test_a_call_outside_its_schema_names_file_and_record(tmp_path: Path) -> None:
     good, bad = _file(tmp_path / "good.jsonl", "20"), _file(tmp_path / "bad.jsonl", "make it 99", celsius=99)
     data = Data(tools=TOOLS, train=good, validation=good, test=bad)

@@ -1,7 +1,7 @@
 import pytest
 
 from pipeline.data.records import Record
-from pipeline.data.splits import Leakage, assign, check_leakage, leakage, masked
+from pipeline.data.splits import Leakage, assign, check_leakage, hold_out, leakage, masked
 from runtime.calls import Call
 from runtime.errors import DataError
 
@@ -56,3 +56,22 @@ def test_collected_data_is_masked_by_its_argument_values() -> None:
         _record("call Bob at 9!", contact="Bob")
     )
     assert masked(_record("go to Oak Street", place="Oak Street", kind="Street")) == "go to {place}"
+
+
+def test_what_is_held_out_has_forms_of_its_own() -> None:
+    forms = ["open {x}", "shut {x}", "turn {x} up", "what is {x}", "never mind {x}"]
+    records = [_record(form.format(x=value), x=value) for value in "abcd" for form in forms]
+    left, held = hold_out(records, 9, seed=1)
+    assert len(held) == 8
+    assert len(left) == 12
+    assert sorted(map(id, left + held)) == sorted(map(id, records))
+    assert leakage(left, held) == Leakage(0, 0, 0.0)
+    assert hold_out(records, 9, seed=1) == (left, held)
+    assert len({str(hold_out(records, 9, seed)[1]) for seed in range(9)}) > 1
+
+
+def test_records_that_cannot_be_divided_are_refused() -> None:
+    with pytest.raises(DataError, match=r"2 validation records cannot be held out of 3; lower"):
+        hold_out([_record(text) for text in "abc"], 2, seed=0)
+    with pytest.raises(DataError, match="no sentence form of the 9 training records is rare enough"):
+        hold_out([_record(f"open {value}x", x=f"{value}x") for value in "abcdefghi"], 4, seed=0)

@@ -8,10 +8,10 @@ from dataclasses import asdict
 from pathlib import Path
 from statistics import mean
 
-from pipeline.config import Config, Data
+from pipeline.config import Config
 from pipeline.data.generator.generate import generate
 from pipeline.data.records import Record, read_records, write_records
-from pipeline.data.splits import SPLITS, Split, check_leakage, leakage
+from pipeline.data.splits import SPLITS, Split, check_leakage, hold_out, leakage
 from runtime.calls import Tool, load_tools, problems
 from runtime.errors import DataError
 
@@ -27,28 +27,35 @@ def prepare(config: Config, out: Path) -> dict[str, object]:
             generated splits leak.
     """
     tools = load_tools(config.data.tools)
-    given = _files(config.data)
-    if given is None:
+    given = config.data.train is not None
+    if given:
+        splits = _read(config, tools)
+    else:
         splits = _generated(config, tools)
         for split in SPLITS[1:]:
             check_leakage(splits["train"], splits[split], split)
-    else:
-        splits = {split: _checked(path, tools) for split, path in given.items()}
     (out / "tools.json").write_bytes(config.data.tools.read_bytes())
     for split, records in splits.items():
         write_records(records, out / f"{split}.jsonl")
     return {
-        "source": "generator" if given is None else "files",
+        "source": "files" if given else "generator",
         "functions": len(tools),
         "splits": {split: _counts(records) for split, records in splits.items()},
         "leakage": {split: asdict(leakage(splits["train"], splits[split])) for split in SPLITS[1:]},
     }
 
 
-def _files(data: Data) -> dict[Split, Path] | None:
-    if data.train is None or data.validation is None or data.test is None:
-        return None
-    return {"train": data.train, "validation": data.validation, "test": data.test}
+def _read(config: Config, tools: Sequence[Tool]) -> dict[Split, list[Record]]:
+    """The config's files; where there is none for validation, it is held out of training."""
+    data = config.data
+    assert data.train is not None
+    assert data.test is not None
+    train, test = _checked(data.train, tools), _checked(data.test, tools)
+    if data.validation is not None:
+        validation = _checked(data.validation, tools)
+    else:
+        train, validation = hold_out(train, data.validation_examples, config.seed)
+    return {"train": train, "validation": validation, "test": test}
 
 
 def _generated(config: Config, tools: Sequence[Tool]) -> dict[Split, list[Record]]:

@@ -38,6 +38,41 @@ def assign(families: int, seed: int, group: str) -> tuple[Split, ...]:
     return tuple(splits)
 
 
+def hold_out(records: Sequence[Record], count: int, seed: int) -> tuple[list[Record], list[Record]]:
+    """Divide collected records by sentence form: what is left to train on, and about `count` held out.
+
+    Records of one form, their argument values masked, are on one side, so that what is held out asks for
+    sentences that training does not have.
+
+    Raises:
+        DataError: fewer than half of the records would be left, or every form has more than `count`.
+    """
+    if 2 * count > len(records):
+        raise DataError(
+            f"{count} validation records cannot be held out of {len(records)}; "
+            "lower data.validation_examples, or name a file in data.validation"
+        )
+    forms: dict[str, list[int]] = {}
+    for index, record in enumerate(records):
+        forms.setdefault(masked(record), []).append(index)
+    drawn = list(forms.values())
+    random.Random(f"{seed}/hold out").shuffle(drawn)
+    held: set[int] = set()
+    for form in drawn:
+        # A form that is too common to be held out would leave nothing of its kind to learn from.
+        if len(held) + len(form) <= count:
+            held.update(form)
+    if not held:
+        raise DataError(
+            f"no sentence form of the {len(records)} training records is rare enough to hold {count} out; "
+            "name a file in data.validation"
+        )
+    sides: tuple[list[Record], list[Record]] = ([], [])
+    for index, record in enumerate(records):
+        sides[index in held].append(record)
+    return sides
+
+
 @dataclass(frozen=True)
 class Leakage:
     """What a held-out set shares with training; all zero when it is clean.
