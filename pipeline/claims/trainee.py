@@ -125,6 +125,10 @@ class Trainee:
             found = conversation_losses(self._model, rows, self._precision.device)
         return found if all(map(math.isfinite, found.nats)) else None
 
+    def save(self, folder: Path) -> None:
+        """Write a checkpoint of a model whose every weight learns, or the adapter of one with LoRA."""
+        cast(PreTrainedModel, self._model).save_pretrained(folder)
+
     def kept(self) -> Kept:
         """What is in memory after a step."""
         frozen = [parameter for parameter in self._model.parameters() if not parameter.requires_grad]

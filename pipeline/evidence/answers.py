@@ -42,7 +42,39 @@ def base_and_unmerged(
     progress: Progress,
 ) -> TorchAnswers:
     """Greedy answers of the base and the unmerged model, without a grammar."""
-    prompts, total = [example.prompt for example in examples], len(examples)
+    tokens = {
+        BASE: torch_answers(
+            settings, unmerged, assistant, tokenizer, examples, BASE, progress, adapter=False
+        ),
+        UNMERGED: torch_answers(settings, unmerged, assistant, tokenizer, examples, UNMERGED, progress),
+    }
+    replies = {name: torch_replies(found, tokenizer, assistant) for name, found in tokens.items()}
+    return TorchAnswers(replies, tokens[UNMERGED])
+
+
+def torch_answers(
+    settings: Validate,
+    model: TorchModel,
+    assistant: Assistant,
+    tokenizer: PreTrainedTokenizerBase,
+    examples: Sequence[Example],
+    name: str,
+    progress: Progress,
+    *,
+    adapter: bool = True,
+) -> list[list[int]]:
+    """Token ids of a torch model's greedy answers, without a grammar.
+
+    Args:
+        settings: `max_new_tokens` is read.
+        model: who answers.
+        assistant: a bundle of the same form of answer.
+        tokenizer: the training side's.
+        examples: prompts, and answers that a trained model is likely to give, which saves time alone.
+        name: of the model, for `progress`.
+        progress: told how it goes.
+        adapter: False answers with the bare base.
+    """
     opening = _OPENING[assistant.manifest.prompt.form]
 
     def hopeless(answer: Sequence[int]) -> bool:
@@ -50,25 +82,22 @@ def base_and_unmerged(
         text = str(tokenizer.decode(list(answer))).lstrip()
         return not (text.startswith(opening) or opening.startswith(text))
 
-    def answered(name: str, adapter: bool, drafts: Sequence[Sequence[int]] | None) -> list[list[int]]:
-        return unmerged.answers(
-            prompts,
-            examples[0].answer[-1],
-            settings.max_new_tokens,
-            hopeless,
-            adapter=adapter,
-            drafts=drafts,
-            progress=lambda done: progress(f"{name} answers", done, total),
-        )
+    return model.answers(
+        [example.prompt for example in examples],
+        examples[0].answer[-1],
+        settings.max_new_tokens,
+        hopeless,
+        adapter=adapter,
+        drafts=[example.answer for example in examples] if adapter else None,
+        progress=lambda done: progress(f"{name} answers", done, len(examples)),
+    )
 
-    # What was trained for is likely to be said, though not by the base.
-    expected = [example.answer for example in examples]
-    tokens = {BASE: answered(BASE, False, None), UNMERGED: answered(UNMERGED, True, expected)}
-    replies = {
-        name: [_reply(str(tokenizer.decode(answer)), assistant) for answer in found]
-        for name, found in tokens.items()
-    }
-    return TorchAnswers(replies, tokens[UNMERGED])
+
+def torch_replies(
+    answers: Sequence[Sequence[int]], tokenizer: PreTrainedTokenizerBase, assistant: Assistant
+) -> list[Reply]:
+    """A torch model's answers as the task is scored."""
+    return [_reply(str(tokenizer.decode(list(answer))), assistant) for answer in answers]
 
 
 def bundle_replies(
