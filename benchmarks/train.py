@@ -106,6 +106,7 @@ def main() -> None:
     )
     parser.add_argument("--examples", type=int, default=256, help="conversations of one training")
     parser.add_argument("--tool-tokens", type=int, default=600, help="length of the prompt with tools")
+    parser.add_argument("--batch", type=int, default=8, help="conversations of a step; SFTTrainer's default")
     parser.add_argument("--rounds", type=int, default=3)
     options = parser.parse_args()
     try:
@@ -122,8 +123,8 @@ def measure(options: argparse.Namespace) -> None:
         StageError: the peer failed; its last line is the reason.
         CockpitError: base or data cannot be made, or a training failed.
     """
-    if min(options.examples, options.tool_tokens, options.rounds) < 1:
-        raise UsageError("--examples, --tool-tokens and --rounds must each be 1 or more")
+    if min(options.examples, options.tool_tokens, options.batch, options.rounds) < 1:
+        raise UsageError("--examples, --tool-tokens, --batch and --rounds must each be 1 or more")
     if not options.peer_python.is_file():
         raise UsageError(
             f"no interpreter at {options.peer_python}; benchmarks/README.md says how to make one"
@@ -140,13 +141,12 @@ def measure(options: argparse.Namespace) -> None:
         tuple(read_records(folder / "validation.jsonl")),
     )
     prompts = {"default": config.data.system, "tools": tool_prompt(config, data, options.tool_tokens)}
-    plain = common_prefix([example.prompt for example in data.examples(data.train, config.data.system)])
     threads = config.train.threads or os.cpu_count() or 1
     found: dict[str, Found] = {}
     print(f"{'':8} {'examples/s':>27} {'conversation tokens/s':>27} {'validation loss':>20}")
     print(f"{'':8} {'ours':>9} {'TRL':>9} {'ratio':>7} {'ours':>9} {'TRL':>9} {'':7} {'ours':>10} {'TRL':>9}")
     for name, system in prompts.items():
-        found[name] = compare(config, base, data, system, len(plain), threads, options)
+        found[name] = compare(config, base, data, system, threads, options)
         print(row(name, found[name]))
     machine = this_machine()
     print(
@@ -181,20 +181,17 @@ def compare(
     base: Path,
     data: Data,
     system: str,
-    plain_prefix: int,
     threads: int,
     options: argparse.Namespace,
 ) -> Found:
-    """Both trainers on one prompt, in turn.
-
-    A longer prefix makes longer rows, so that each holds as many conversations whatever the prompt.
-    """
+    """Both trainers on one prompt, in turn."""
     examples = data.examples(data.train, system)
     prefix = len(common_prefix([example.prompt for example in examples]))
-    length = config.train.tokens_per_step + prefix - plain_prefix
+    own = sum(len(example.prompt) - prefix + len(example.answer) for example in examples)
+    length = round(own / len(examples) * options.batch)
     context = max(len(example.prompt) + len(example.answer) for example in examples)
     rows = pack(examples, length=length, context=context, seed=config.seed)
-    batch = max(1, round(len(examples) / len(rows)))
+    batch = max(1, round(len(examples) / len(rows)))  # rows are seldom full
     settings = config.train.model_copy(
         update={
             "epochs": 1.0,

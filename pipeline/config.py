@@ -111,7 +111,7 @@ class Train(Section):
     max_steps: Annotated[int, Field(ge=1)] | None = None
     """Stop after this many optimizer steps, whatever the epochs say."""
     tokens_per_step: Annotated[int, Field(ge=16)] = 256
-    """Length of one packed row: the shared prefix once, then as many completions as fit."""
+    """Of one packed row, behind the prefix that its conversations share: as many of them as fit."""
     gradient_accumulation: Annotated[int, Field(ge=1)] = 1
     warmup_share: Share = 0.03
     scheduler: Literal["linear", "cosine", "constant"] = "linear"

@@ -37,17 +37,27 @@ def _completions(row: Row) -> list[Example]:
 
 def test_every_example_is_in_exactly_one_row_that_is_not_too_long() -> None:
     examples = _examples(50)
-    rows = pack(examples, length=40, context=64, seed=3)
+    rows = pack(examples, length=36, context=64, seed=3)
     packed = [example for row in rows for example in _completions(row)]
     assert sorted(packed, key=repr) == sorted(examples, key=repr)
-    assert max(len(row.input_ids) for row in rows) <= 40
+    assert 30 < max(len(row.input_ids) for row in rows) - len(PREFIX) <= 36
     assert len(rows) < 25
-    assert rows == pack(examples, length=40, context=64, seed=3)
-    assert rows != pack(examples, length=40, context=64, seed=4)
+    assert rows == pack(examples, length=36, context=64, seed=3)
+    assert rows != pack(examples, length=36, context=64, seed=4)
+
+
+def test_a_longer_prefix_changes_no_row_but_for_itself() -> None:
+    short = _examples(30)
+    long = [Example((*range(40, 90), *example.prompt[4:]), example.answer) for example in short]
+    packed = [pack(examples, length=30, context=128, seed=0) for examples in (short, long)]
+    assert [[len(row.targets), max(row.segments)] for row in packed[0]] == [
+        [len(row.targets), max(row.segments)] for row in packed[1]
+    ]
+    assert {len(b.input_ids) - len(a.input_ids) for a, b in zip(*packed, strict=True)} == {46}
 
 
 def test_positions_restart_behind_the_prefix() -> None:
-    for row in pack(_examples(10), length=40, context=64, seed=0):
+    for row in pack(_examples(10), length=36, context=64, seed=0):
         for segment in range(1, max(row.segments) + 1):
             own = [p for p, s in zip(row.positions, row.segments, strict=True) if s == segment]
             assert own == list(range(4, 4 + len(own)))
@@ -55,7 +65,7 @@ def test_positions_restart_behind_the_prefix() -> None:
 
 def test_a_long_example_has_its_own_row_and_is_whole() -> None:
     examples = [*_examples(5), Example((*PREFIX, 5), tuple(range(5, 55)))]
-    rows = pack(examples, length=30, context=64, seed=0)
+    rows = pack(examples, length=26, context=64, seed=0)
     (long,) = [row for row in rows if len(row.input_ids) > 30]
     assert _completions(long) == [examples[-1]]
 
@@ -105,7 +115,7 @@ def test_a_packed_row_has_the_loss_and_gradients_of_its_examples(attention: str)
     )
     model = LlamaForCausalLM(config).double().train()
     examples = _examples(6)
-    rows = pack(examples, length=36, context=64, seed=0)
+    rows = pack(examples, length=32, context=64, seed=0)
     assert max(max(row.segments) for row in rows) > 1
 
     alone = torch.zeros((), dtype=torch.float64)

@@ -44,7 +44,7 @@ SEVEN = (*guide.ATTENTION, *guide.FEED_FORWARD)
 
 @pytest.fixture(scope="module")
 def rows() -> list[Row]:
-    return pack(EXAMPLES, length=24, context=64, seed=0)
+    return pack(EXAMPLES, length=20, context=64, seed=0)
 
 
 @pytest.fixture

@@ -41,7 +41,8 @@ def pack(examples: Sequence[Example], *, length: int, context: int, seed: int) -
 
     Args:
         examples: what to train on; none is cut.
-        length: tokens of a row; an example that is longer has a row of its own.
+        length: tokens of a row behind its prefix, so that a longer prompt takes no sentence out of a step; an
+            example that is longer has a row of its own.
         context: longest example, in tokens, that the model takes.
         seed: the same seed gives the same rows.
 
@@ -69,7 +70,7 @@ def pack(examples: Sequence[Example], *, length: int, context: int, seed: int) -
                 bins[place] = (used + size, packed)
                 break
         else:
-            bins.append((len(prefix) + size, [example]))
+            bins.append((size, [example]))
     return [_row(prefix, packed) for _, packed in bins]
 
 
