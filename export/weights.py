@@ -103,11 +103,11 @@ class Checkpoint:
 
     def shape(self, name: str) -> tuple[int, ...]:
         """Shape of a tensor."""
-        return self._find(name).shape
+        return self.tensor(name).shape
 
     def dtype(self, name: str) -> np.dtype[np.generic]:
         """Element type as stored (bfloat16 is ml_dtypes')."""
-        return DTYPES[self._find(name).dtype]
+        return DTYPES[self.tensor(name).dtype]
 
     def read(self, name: str, start: int = 0, stop: int | None = None) -> Array:
         """A tensor as stored, or its rows [start, stop) along the first axis; always a fresh array.
@@ -115,25 +115,7 @@ class Checkpoint:
         Raises:
             CheckpointError: there is no such tensor, the file ends early, or a value is NaN or infinite.
         """
-        tensor = self._find(name)
-        dtype = DTYPES[tensor.dtype]
-        shape, offset = tensor.shape, tensor.offset
-        if shape:
-            first, last, _ = slice(start, stop).indices(shape[0])
-            row = math.prod(shape[1:]) * dtype.itemsize
-            shape, offset = (max(last - first, 0), *shape[1:]), offset + first * row
-        values = np.empty(math.prod(shape), dtype)
-        try:
-            with tensor.file.open("rb") as file:
-                file.seek(offset)
-                got = file.readinto(values.view(np.uint8).data)
-        except OSError as error:
-            raise CheckpointError(f"cannot read {tensor.file}: {error}") from error
-        if got != values.nbytes:
-            raise CheckpointError(f'{tensor.file} ends inside tensor "{name}": fetch the checkpoint again')
-        if tensor.dtype in EXPONENT_MASKS and not _all_finite(values, EXPONENT_MASKS[tensor.dtype]):
-            raise CheckpointError(f'tensor "{name}" of {tensor.file} has NaN or infinite values')
-        return values.reshape(shape)
+        return read_rows(self.tensor(name), name, start, stop)
 
     def read_float32(self, name: str, start: int = 0, stop: int | None = None) -> NDArray[np.float32]:
         """`read`, converted to float32.
@@ -142,12 +124,17 @@ class Checkpoint:
             CheckpointError: as `read`, or the tensor does not hold floats that float32 can express.
         """
         values = self.read(name, start, stop)
-        kind = self._find(name).dtype
+        kind = self.tensor(name).dtype
         if kind not in EXPONENT_MASKS or kind == "F64":
             raise CheckpointError(f'tensor "{name}" is {kind}; weights must be F32, F16 or BF16')
         return np.asarray(values, np.float32)
 
-    def _find(self, name: str) -> Tensor:
+    def tensor(self, name: str) -> Tensor:
+        """Where a tensor lies.
+
+        Raises:
+            CheckpointError: there is no such tensor.
+        """
         try:
             return self._tensors[name]
         except KeyError:
@@ -193,6 +180,32 @@ def read_header(file: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     return tensors, metadata
 
 
+def read_rows(tensor: Tensor, name: str, start: int = 0, stop: int | None = None) -> Array:
+    """A tensor as stored, or its rows [start, stop) along the first axis; always a fresh array.
+
+    Raises:
+        CheckpointError: the file ends early, or a value is NaN or infinite.
+    """
+    dtype = DTYPES[tensor.dtype]
+    shape, offset = tensor.shape, tensor.offset
+    if shape:
+        first, last, _ = slice(start, stop).indices(shape[0])
+        row = math.prod(shape[1:]) * dtype.itemsize
+        shape, offset = (max(last - first, 0), *shape[1:]), offset + first * row
+    values = np.empty(math.prod(shape), dtype)
+    try:
+        with tensor.file.open("rb") as file:
+            file.seek(offset)
+            got = file.readinto(values.view(np.uint8).data)
+    except OSError as error:
+        raise CheckpointError(f"cannot read {tensor.file}: {error}") from error
+    if got != values.nbytes:
+        raise CheckpointError(f'{tensor.file} ends inside tensor "{name}": fetch the checkpoint again')
+    if tensor.dtype in EXPONENT_MASKS and not _all_finite(values, EXPONENT_MASKS[tensor.dtype]):
+        raise CheckpointError(f'tensor "{name}" of {tensor.file} has NaN or infinite values')
+    return values.reshape(shape)
+
+
 class SafetensorsWriter:
     """Writes one safetensors file whose tensors are declared first and appended in that order.
 
@@ -216,21 +229,14 @@ class SafetensorsWriter:
     ) -> None:
         self.path = path
         self._partial = path.with_name(path.name + ".partial")
-        header: dict[str, object] = {"__metadata__": dict(metadata)}
-        self._pending: list[tuple[str, np.dtype[np.generic], int]] = []
-        end = 0
-        for name, (dtype, shape) in tensors.items():
-            if dtype not in NAMES:
-                raise CheckpointError(f'tensor "{name}": safetensors cannot store {dtype}')
-            begin, end = end, end + math.prod(shape) * dtype.itemsize
-            header[name] = {"dtype": NAMES[dtype], "shape": list(shape), "data_offsets": [begin, end]}
-            self._pending.append((name, dtype, end - begin))
+        raw = header_bytes(tensors, metadata)
+        self._pending = [
+            (name, dtype, math.prod(shape) * dtype.itemsize) for name, (dtype, shape) in tensors.items()
+        ]
         self._pending.reverse()
-        raw = json.dumps(header, separators=(",", ":")).encode()
-        raw += b" " * (-len(raw) % 8)
         try:
             self._file = self._partial.open("wb")
-            self._file.write(len(raw).to_bytes(8, "little") + raw)
+            self._file.write(raw)
         except OSError as error:
             raise CheckpointError(f"cannot write {path}: {error}") from error
 
@@ -302,6 +308,26 @@ class SafetensorsWriter:
             self.close()
         else:
             self.abort()
+
+
+def header_bytes(
+    tensors: Mapping[str, tuple[np.dtype[np.generic], Sequence[int]]], metadata: Mapping[str, str]
+) -> bytes:
+    """What a safetensors file begins with: the length of its header, and the header.
+
+    Raises:
+        CheckpointError: an element type has no name in the format.
+    """
+    header: dict[str, object] = {"__metadata__": dict(metadata)}
+    end = 0
+    for name, (dtype, shape) in tensors.items():
+        if dtype not in NAMES:
+            raise CheckpointError(f'tensor "{name}": safetensors cannot store {dtype}')
+        begin, end = end, end + math.prod(shape) * dtype.itemsize
+        header[name] = {"dtype": NAMES[dtype], "shape": list(shape), "data_offsets": [begin, end]}
+    raw = json.dumps(header, separators=(",", ":")).encode()
+    raw += b" " * (-len(raw) % 8)
+    return len(raw).to_bytes(8, "little") + raw
 
 
 def _files(directory: Path) -> tuple[set[str], list[Path]]:

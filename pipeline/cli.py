@@ -7,6 +7,7 @@ at once.
 from __future__ import annotations
 
 import json
+import math
 import sys
 from dataclasses import asdict
 from pathlib import Path
@@ -120,14 +121,34 @@ def train(config: ConfigFile, out: Out, runs: Runs = Path("runs"), overrides: Ov
 @app.command(epilog="Example: cockpit merge runs/smollm2-135m/base my-adapter --out merged")
 def merge(
     base: Annotated[Path, typer.Argument(help="A local Hugging Face checkpoint.", show_default=False)],
-    adapter: Annotated[Path, typer.Argument(help="A PEFT adapter folder.", show_default=False)],
+    adapters: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="ADAPTER[=WEIGHT]...",
+            help="PEFT adapter folders; several are added up, each times its weight, 1 unless given.",
+            show_default=False,
+        ),
+    ],
     out: Out,
+    onto: Annotated[
+        Literal["base", "nf4"],
+        typer.Option(help="Add to W0, or to W0 as NF4 rounds it, which is what QLoRA trains on."),
+    ] = "base",
+    shard_size: Annotated[
+        str | None,
+        typer.Option(metavar="SIZE", help="Most bytes of one file, as in 2GB; unset keeps the base's files."),
+    ] = None,
 ) -> None:
-    """Any local checkpoint + any PEFT LoRA adapter → a standard Hugging Face checkpoint."""
+    """Any local checkpoint + PEFT LoRA or AdaLoRA adapters → a standard Hugging Face checkpoint.
+
+    A merge that was stopped goes on with the files that were whole when the same line is run again.
+    """
     from pipeline import stages
     from pipeline.stage import artifact
 
-    _make(stages.merged(artifact(base), artifact(adapter)), out)
+    shard_bytes = None if shard_size is None else _bytes(shard_size)
+    given = [(artifact(path), weight) for path, weight in map(_weighted_adapter, adapters)]
+    _make(stages.merged_together(artifact(base), given, onto, shard_bytes), out)
 
 
 @app.command(epilog="Example: cockpit calibrate merged --data runs/smollm2-135m/data --out calibration")
@@ -374,6 +395,29 @@ def _named_bundles(beside: list[str]) -> dict[str, Path]:
             raise UsageError(f'--beside takes NAME=BUNDLE with a name of its own, not "{text}"')
         found[name] = Path(folder)
     return found
+
+
+def _weighted_adapter(text: str) -> tuple[Path, float]:
+    """`ADAPTER` or `ADAPTER=WEIGHT`; a folder may have an equals sign in its name."""
+    path, equals, number = text.rpartition("=")
+    if not equals or Path(text).exists():
+        return Path(text), 1.0
+    try:
+        weight = float(number)
+    except ValueError:
+        weight = math.nan
+    if not path or not math.isfinite(weight) or weight == 0.0:
+        raise UsageError(f'"{number}" in "{text}" is no weight; write ADAPTER=WEIGHT with a number but 0')
+    return Path(path), weight
+
+
+def _bytes(text: str) -> int:
+    """`2GB`, `500MB`, `64KB` as bytes, decimal."""
+    units = {"KB": 10**3, "MB": 10**6, "GB": 10**9}
+    number, unit = text[:-2].strip(), text[-2:].upper()
+    if unit not in units or not number.isdecimal() or int(number) == 0:
+        raise UsageError(f'--shard-size takes a whole number of KB, MB or GB, as in 2GB, not "{text}"')
+    return int(number) * units[unit]
 
 
 def _make(plan: Plan, out: Path) -> None:

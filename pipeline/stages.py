@@ -6,11 +6,11 @@ A build runs these plans one behind the other; a verb of the command line runs o
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pipeline.config import Config, Export, Validate
 from pipeline.evidence.latency import this_machine
@@ -19,6 +19,9 @@ from pipeline.stage import RECORD, Artifact, Progress, Stage, artifact
 from runtime.errors import UsageError
 from runtime.manifest import Exporter, Precision
 from runtime.report import GateReport
+
+if TYPE_CHECKING:
+    from pipeline.merging.plan import Onto
 
 _TRAINING = ("torch", "transformers", "peft", "accelerate", "tokenizers")
 _EXPORTING = ("numpy", "onnx-ir", "ml-dtypes")
@@ -81,16 +84,33 @@ def adapter(config: Config, base: Artifact, data: Artifact) -> Plan:
     return Plan(Stage("adapter", "pipeline.train", _TRAINING, settings, {"base": base, "data": data}), work)
 
 
-def merged(base: Artifact, adapter: Artifact) -> Plan:
+def merged(base: Artifact, adapter: Artifact, onto: Onto = "base") -> Plan:
     """Base and adapter → a standard checkpoint of W0 + s·BA."""
+    return merged_together(base, [(adapter, 1.0)], onto, None)
+
+
+def merged_together(
+    base: Artifact, adapters: Sequence[tuple[Artifact, float]], onto: Onto, shard_bytes: int | None
+) -> Plan:
+    """Base and adapters, each times its weight → a standard checkpoint of W0 + Σ wᵢ sᵢ BᵢAᵢ.
+
+    Args:
+        base: a checkpoint.
+        adapters: PEFT adapters and their weights.
+        onto: whether to add to W0 or to what NF4 makes of it.
+        shard_bytes: most bytes of tensors in one file; None keeps the base's files.
+    """
 
     def work(out: Path, scratch: Path, progress: Progress) -> Mapping[str, Any]:
-        from pipeline.merge import merge
+        from pipeline.merge import merge_weighted
 
-        return merge(base.path, adapter.path, out, progress)
+        given = [(adapter.path, weight) for adapter, weight in adapters]
+        return merge_weighted(base.path, given, out, scratch, progress, onto=onto, shard_bytes=shard_bytes)
 
-    inputs = {"base": base, "adapter": adapter}
-    return Plan(Stage("merged", "pipeline.merge", ("numpy", "ml-dtypes"), {}, inputs), work)
+    names = ["adapter", *(f"adapter_{number}" for number in range(2, len(adapters) + 1))]
+    inputs = {"base": base} | {name: adapter for name, (adapter, _) in zip(names, adapters, strict=True)}
+    settings = {"weights": [weight for _, weight in adapters], "onto": onto, "shard_bytes": shard_bytes}
+    return Plan(Stage("merged", "pipeline.merge", ("numpy", "ml-dtypes"), settings, inputs), work)
 
 
 def calibration(conversations: int, system: str, merged: Artifact, data: Artifact) -> Plan:

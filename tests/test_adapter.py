@@ -12,7 +12,8 @@ import pytest
 from safetensors.numpy import save_file
 
 from export.weights import Checkpoint
-from pipeline.adapter import AdapterConfig, read_adapter, updates
+from pipeline.adapter import parts, read_adapter
+from pipeline.adapter_config import AdapterConfig
 from pipeline.fingerprint import FINGERPRINT, fingerprint
 from runtime.errors import AdapterError
 
@@ -62,16 +63,16 @@ def refusal(folder: Path) -> str:
 
 def misfit(adapter: Path, base: Path) -> str:
     with pytest.raises(AdapterError) as refused:
-        updates(read_adapter(adapter), Checkpoint(base))
+        parts(read_adapter(adapter), Checkpoint(base))
     return str(refused.value)
 
 
 def test_every_pair_becomes_an_update(tmp_path: Path) -> None:
     base, adapter = write_base(tmp_path / "base"), write_adapter(tmp_path / "adapter")
-    found = updates(read_adapter(adapter), Checkpoint(base))
-    assert [update.target for update in found] == sorted(f"{layer}.weight" for layer in LAYERS)
-    assert {update.scale for update in found} == {2.0}
-    assert all(update.source == update.target for update in found)
+    found = parts(read_adapter(adapter), Checkpoint(base))
+    assert list(found.updates) == sorted(f"{layer}.weight" for layer in LAYERS)
+    assert {update.factors.scale for update in found.updates.values()} == {2.0}
+    assert not found.replaced
 
 
 @pytest.mark.parametrize(
@@ -120,10 +121,6 @@ def test_targets_follow_peft_s_rules(settings: dict[str, Any], targeted: set[int
 @pytest.mark.parametrize(
     ("settings", "named"),
     [
-        ({"use_dora": True}, '"use_dora": true changes the adapter'),
-        ({"modules_to_save": ["lm_head"]}, '"modules_to_save": ["lm_head"] changes'),
-        ({"lora_bias": True}, '"lora_bias": true changes'),
-        ({"fan_in_fan_out": True}, '"fan_in_fan_out": true changes'),
         ({"trainable_token_indices": [1]}, '"trainable_token_indices": [1] changes'),
         ({"target_parameters": ["w"]}, '"target_parameters"'),
         ({"layer_replication": [[0, 2]]}, '"layer_replication"'),
@@ -131,10 +128,17 @@ def test_targets_follow_peft_s_rules(settings: dict[str, Any], targeted: set[int
         ({"megatron_config": {"a": 1}}, '"megatron_config"'),
         ({"loftq_config": {"loftq_bits": 4}}, '"loftq_config"'),
         ({"a_field_of_tomorrow": 0.5}, '"a_field_of_tomorrow": 0.5 changes'),
-        ({"bias": "all"}, '"bias": "all"'),
+        ({"bias": "some"}, '"bias": "some"'),
+        ({"use_dora": True, "lora_bias": True}, '"lora_bias": DoRA has no such thing'),
+        ({"peft_type": "ADALORA", "use_dora": True}, '"use_dora": AdaLoRA has no such thing'),
+        ({"peft_type": "ADALORA", "rank_pattern": {"q": 2}}, '"rank_pattern": with ADALORA'),
+        ({"rank_pattern": {"q": [True]}}, '"rank_pattern": with LORA'),
         ({"init_lora_weights": "pissa"}, '"init_lora_weights": "pissa"'),
         ({"init_lora_weights": "olora"}, '"init_lora_weights": "olora"'),
-        ({"peft_type": "ADALORA"}, '"peft_type": "ADALORA"'),
+        ({"peft_type": "IA3"}, '"peft_type": "IA3"'),
+        ({"peft_type": "LOHA"}, '"peft_type": "LOHA"'),
+        ({"peft_type": "VERA"}, '"peft_type": "VERA"'),
+        ({"lora_alpha": -4}, '"lora_alpha": -4'),
         ({"r": 0}, '"r": 0'),
         ({"r": True}, '"r": true'),
         ({"lora_alpha": "16"}, '"lora_alpha": "16"'),
@@ -151,8 +155,8 @@ def test_what_is_not_understood_is_refused_by_name(
 
 
 def test_everything_that_is_not_understood_is_said_at_once(tmp_path: Path) -> None:
-    message = refusal(write_adapter(tmp_path / "adapter", use_dora=True, bias="lora_only", r=0))
-    assert all(field in message for field in ('"use_dora"', '"bias"', '"r"'))
+    message = refusal(write_adapter(tmp_path / "adapter", use_qalora=True, bias="some", lora_alpha=0))
+    assert all(field in message for field in ('"use_qalora"', '"bias"', '"lora_alpha"'))
 
 
 @pytest.mark.parametrize(
@@ -224,7 +228,7 @@ def test_an_adapter_for_no_layer_at_all_is_refused(tmp_path: Path) -> None:
 def test_an_adapter_of_another_base_is_refused(tmp_path: Path) -> None:
     base, adapter = write_base(tmp_path / "base"), write_adapter(tmp_path / "adapter")
     fingerprint(base).write(adapter / FINGERPRINT)
-    assert updates(read_adapter(adapter), Checkpoint(base))
+    assert parts(read_adapter(adapter), Checkpoint(base)).updates
     other = tmp_path / "other"
     other.mkdir()
     checkpoint = Checkpoint(base)

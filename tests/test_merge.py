@@ -16,8 +16,9 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.numpy import load_file, save_file
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
-from export.weights import Checkpoint, SafetensorsWriter
+from export.weights import Checkpoint
 from pipeline.merge import merge
+from pipeline.merging.shard import Shard
 from pipeline.quiet import quiet_transformers
 from runtime.errors import AdapterError, CheckpointError
 
@@ -202,7 +203,7 @@ def test_inputs_are_not_changed(tmp_path: Path) -> None:
     [
         (
             "model.layers.1.mlp.up_proj.weight",
-            r'1.mlp.up_proj.weight" is not W0 \+ s·BA at \[3, 5\]',
+            r'1.mlp.up_proj.weight" is not what the adapter makes of W0 at \[3, 5\]',
         ),
         ("model.norm.weight", '"model.norm.weight" has no update but differs from the base'),
     ],
@@ -210,18 +211,18 @@ def test_inputs_are_not_changed(tmp_path: Path) -> None:
 def test_a_wrong_element_in_the_written_file_is_found(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tensor: str, message: str
 ) -> None:
-    append = SafetensorsWriter.append
+    write = Shard.write
 
-    def faulty(self: SafetensorsWriter, name: str, values: Any) -> None:
+    def faulty(self: Shard, name: str, start: int, values: Any) -> None:
         if name == tensor:
             at = (3, 5) if values.ndim == 2 else (3,)
             values = values.copy()
             values[at] = np.nextafter(np.nextafter(values[at], np.float32(9)), np.float32(9))
-        append(self, name, values)
+        write(self, name, start, values)
 
     base = make_base(tmp_path / "base")
     adapter = make_adapter(base, tmp_path / "adapter", lora_alpha=1e-3)
-    monkeypatch.setattr(SafetensorsWriter, "append", faulty)
+    monkeypatch.setattr(Shard, "write", faulty)
     with pytest.raises(AdapterError, match=message):
         merged(base, adapter, tmp_path / "out")
 

@@ -1,0 +1,124 @@
+"""Every element of a written tensor, held against its definition in float64."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from export.weights import Array
+from pipeline.merging.plan import Merged
+from pipeline.merging.update import Float32, Opened, row_norms
+from runtime.errors import AdapterError
+
+FLOAT32_BITS = 23
+FORMATS = {"float32": (FLOAT32_BITS, -126), "float16": (10, -14), "bfloat16": (7, -126)}
+"""Stored bits of the significand and smallest exponent: ulp(x) = 2^(max(exponent of x, smallest) − bits)."""
+
+_ROUNDING = 2.0**-24
+"""Largest relative error of one float32 operation."""
+
+
+@dataclass(frozen=True)
+class Proof:
+    """How the rows of one merged tensor compare with their definition.
+
+    Attributes:
+        max_error: largest distance, as a share of what rounding explains: at most 1.
+        update_square: ‖W − W0‖² (Frobenius).
+        base_square: ‖W0‖².
+    """
+
+    max_error: float
+    update_square: float
+    base_square: float
+
+    def __add__(self, other: Proof) -> Proof:
+        return Proof(
+            max(self.max_error, other.max_error),
+            self.update_square + other.update_square,
+            self.base_square + other.base_square,
+        )
+
+    @property
+    def relative_update(self) -> float:
+        """‖W − W0‖ / ‖W0‖; infinite where W0 is zero."""
+        return (self.update_square / self.base_square) ** 0.5 if self.base_square else float("inf")
+
+
+NOTHING = Proof(0.0, 0.0, 0.0)
+
+
+def prove_copy(tensor: Merged, begin: Array, stored: Array) -> Proof:
+    """Rows that have no update have the bytes they come from.
+
+    Raises:
+        AdapterError: they differ.
+    """
+    if not np.array_equal(begin.reshape(-1).view(np.uint8), stored.reshape(-1).view(np.uint8)):
+        raise AdapterError(f'tensor "{tensor.name}" has no update but differs from the base; merge again')
+    return NOTHING
+
+
+def prove(one: Opened, begin: Float32, stored: Array, start: int, stop: int) -> Proof:
+    """Rows of a sum lie where float64 puts them.
+
+    The tolerance is half an ulp plus what float32 can lose. Of a sum: every operation of the product over
+    ranks rounds to 2⁻²⁴ of |B||A| at most, the scale folded in; adding W0 rounds to 2⁻²⁴ of the sum, which
+    in float32 is the half ulp itself. DoRA multiplies all that by length / norm, and the norm is off by at
+    most the norm of the sum's own tolerance.
+
+    Args:
+        one: the tensor.
+        begin: its `start_rows`.
+        stored: what the file has.
+        start: first row.
+        stop: behind the last row.
+
+    Raises:
+        AdapterError: an element is further off than rounding explains.
+    """
+    bits, smallest = FORMATS[one.tensor.dtype.name]
+    values = np.asarray(stored, np.float32).reshape(begin.shape)
+    size = np.abs(values)
+    tolerance = _half_ulp(size, bits, smallest)
+    if bits < FLOAT32_BITS:
+        tolerance += np.float32(2 * _ROUNDING) * size
+    exact = one.left[start:stop] @ one.right
+    update_square = float(np.vdot(exact, exact))
+    exact += begin
+    rank = one.left.shape[1]
+    if rank:
+        reach = np.abs(one.left[start:stop]).astype(np.float32) @ np.abs(one.right).astype(np.float32)
+        reach *= np.float32((rank + 3) * _ROUNDING)
+        if one.lengths is not None:
+            reach += np.float32(_ROUNDING) * np.abs(exact).astype(np.float32)
+            norms = row_norms(exact) if one.norms is None else one.norms
+            factor = (one.lengths[start:stop] if one.norms is None else one.lengths) / norms
+            off = row_norms(reach) / norms if one.norms is None else 0.0
+            exact *= factor
+            reach *= np.abs(factor).astype(np.float32)
+            reach += np.abs(exact).astype(np.float32) * np.asarray(off + 4 * _ROUNDING, np.float32)
+            difference = exact - begin
+            update_square = float(np.vdot(difference, difference))
+        tolerance += reach
+    exact -= values
+    error = np.abs(exact, out=exact).astype(np.float32)
+    if not (error <= tolerance).all():
+        row, column = np.unravel_index(np.argmax(error - tolerance), error.shape)
+        at = [int(start + row), int(column)][: len(one.tensor.shape)]
+        raise AdapterError(
+            f'merged tensor "{one.tensor.name}" is not what the adapter makes of W0 at {at}: '
+            f"off by {error[row, column]:.3g} where rounding explains {tolerance[row, column]:.3g}; "
+            "merge again"
+        )
+    error /= tolerance
+    return Proof(float(error.max(initial=0.0)), update_square, float(np.vdot(begin, begin)))
+
+
+def _half_ulp(size: Float32, bits: int, smallest: int) -> Float32:
+    """Half the unit of the last place of absolute values: their exponent alone, scaled."""
+    power = (size.view(np.uint32) & np.uint32(0x7F80_0000)).view(np.float32)
+    np.maximum(power, np.float32(2.0**smallest), out=power)
+    power *= np.float32(2.0 ** (-bits - 1))
+    return power
