@@ -147,8 +147,9 @@ def merge(
     from pipeline.stage import artifact
 
     shard_bytes = None if shard_size is None else _bytes(shard_size)
+    checkpoint = artifact(base)
     given = [(artifact(path), weight) for path, weight in map(_weighted_adapter, adapters)]
-    _make(stages.merged_together(artifact(base), given, onto, shard_bytes), out)
+    _make(stages.merged_together(checkpoint, given, onto, shard_bytes), out)
 
 
 @app.command(epilog="Example: cockpit calibrate merged --data runs/smollm2-135m/data --out calibration")
