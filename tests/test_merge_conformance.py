@@ -96,18 +96,15 @@ def test_the_page_is_what_was_found() -> None:
         pytest.skip("needs the verdicts of all cases: run the whole file")
     rows = ["| field | value | on | verdict |", "|---|---|---|---|"]
     for case in sorted(CASES, key=lambda case: case.field):
-        said = (
-            f"merged, within {BOUND:.0e}" if VERDICTS[case.name] == "merged" else f"refused: `{case.refused}`"
-        )
+        merged = VERDICTS[case.name] == "merged"
+        said = f"merged, within {BOUND:.0e}" if merged else f"refused: `{case.refused}`"
         kind = "AdaLoRA, " if case.adalora else ""
         rows.append(f"| `{case.field}` | {case.value} | {kind}{case.base} | {said} |")
     rows.append(f"| `peft_type` | {', '.join(OTHER_TYPES)} | llama | refused: `peft_type` |")
     unheeded = ", ".join(f"`{name}`" for name in sorted(WITHOUT_EFFECT))
-    rows += [
-        "",
-        f"Without effect on the function: {unheeded}; and of AdaLoRA, whose ranks are in its tensors:",
-    ]
-    rows.append(", ".join(f"`{name}`" for name in sorted(ADALORA_SCHEDULE)) + ".")
+    schedule = ", ".join(f"`{name}`" for name in sorted(ADALORA_SCHEDULE))
+    rows += ["", f"Without effect on the function: {unheeded}; of AdaLoRA, whose ranks are in its tensors:"]
+    rows.append(f"{schedule}.")
     path = ROOT / "docs" / "merge-conformance.md"
     before, marker, _ = path.read_text(encoding="utf-8").partition("<!-- generated -->\n")
     text = before + marker + "\n".join(rows) + "\n"

@@ -152,5 +152,5 @@ def test_fan_in_fan_out_of_an_unknown_architecture_is_refused(tmp_path: Path) ->
     adapter = make_adapter(Case("", "", written={"fan_in_fan_out": True}), base, tmp_path / "adapter")
     config = json.loads((base / "config.json").read_text())
     (base / "config.json").write_text(json.dumps(config | {"architectures": ["GPT2LMHeadModel"]}))
-    with pytest.raises(AdapterError, match='"fan_in_fan_out" of .* how GPT2LMHeadModel lays out'):
+    with pytest.raises(AdapterError, match=r'"fan_in_fan_out" of .* how GPT2LMHeadModel lays out'):
         merge(base, adapter, tmp_path, silent)
