@@ -175,8 +175,8 @@ def make_base(base: Base, folder: Path) -> Path:
     """A tiny random model whose biases, where it has them, are not zero."""
     shape = {
         "vocab_size": 96,
-        "hidden_size": 48,
-        "intermediate_size": 80,
+        "hidden_size": 64,
+        "intermediate_size": 128,
         "num_hidden_layers": 2,
         "num_attention_heads": 4,
         "num_key_value_heads": 2,

@@ -43,8 +43,8 @@ def test_extra_missing_and_transposed_tensors_are_listed_at_once(tmp_path: Path)
         key = f"{ATTENTION}.k_proj.lora_A.weight"
         tensors[key] = np.ascontiguousarray(tensors[key].T)
         del tensors[f"{ATTENTION}.v_proj.lora_B.weight"]
-        tensors[f"{ATTENTION}.q_proj.lora_magnitude_vector"] = np.ones(48, np.float32)
-        tensors[f"{PREFIX}model.norm.weight"] = np.zeros(48, np.float32)
+        tensors[f"{ATTENTION}.q_proj.lora_magnitude_vector"] = np.ones(64, np.float32)
+        tensors[f"{PREFIX}model.norm.weight"] = np.zeros(64, np.float32)
         tensors[f"{PREFIX}classifier.weight"] = np.zeros((2, 2), np.float32)
         tensors["stray"] = np.zeros(2, np.float32)
         del tensors[f"{PREFIX}lm_head.weight"]
@@ -52,7 +52,7 @@ def test_extra_missing_and_transposed_tensors_are_listed_at_once(tmp_path: Path)
     case = Case("", "", {"target_modules": QKV, "modules_to_save": ["lm_head"]})
     message = damaged(tmp_path, case, change)
     assert (
-        '0.self_attn.k_proj" lora_A is [48, 4], which is transposed; base and rank ask for [4, 48]' in message
+        '0.self_attn.k_proj" lora_A is [64, 4], which is transposed; base and rank ask for [4, 64]' in message
     )
     assert '0.self_attn.v_proj" lacks lora_B' in message
     assert '0.self_attn.q_proj" has lora_magnitude_vector, which its config does not ask for' in message
@@ -123,10 +123,10 @@ def test_a_missing_bias_module_or_length_is_named(
 
 def test_a_module_of_another_shape_is_refused(tmp_path: Path) -> None:
     def change(tensors: Tensors) -> None:
-        tensors[f"{PREFIX}lm_head.weight"] = np.ones((97, 48), np.float32)
+        tensors[f"{PREFIX}lm_head.weight"] = np.ones((97, 64), np.float32)
 
     message = damaged(tmp_path, Case("", "", {"modules_to_save": ["lm_head"]}), change)
-    assert '"lm_head.weight" is [97, 48]; the base has [96, 48]' in message
+    assert '"lm_head.weight" is [97, 64]; the base has [96, 64]' in message
 
 
 def test_a_module_that_is_not_there_is_refused(tmp_path: Path) -> None:

@@ -78,19 +78,17 @@ def prove(one: Opened, begin: Float32, stored: Array, start: int, stop: int) -> 
     Raises:
         AdapterError: an element is further off than rounding explains.
     """
-    bits, smallest = FORMATS[one.tensor.dtype.name]
     values = np.asarray(stored, np.float32).reshape(begin.shape)
-    size = np.abs(values)
-    tolerance = _half_ulp(size, bits, smallest)
-    if bits < FLOAT32_BITS:
-        tolerance += np.float32(2 * _ROUNDING) * size
-    exact = one.left[start:stop] @ one.right
+    left, right = one.left[start:stop], one.right
+    exact = left @ right
     update_square = float(np.vdot(exact, exact))
     exact += begin
-    rank = one.left.shape[1]
-    if rank:
-        reach = np.abs(one.left[start:stop]).astype(np.float32) @ np.abs(one.right).astype(np.float32)
-        reach *= np.float32((rank + 3) * _ROUNDING)
+    tolerance = _rounding_once(np.abs(values), one.tensor.dtype.name)
+    if left.shape[1]:
+        # |B||A| without a product of matrices: no row times a column is more than their lengths' product.
+        reach = np.outer(
+            (left.shape[1] + 3) * _ROUNDING * row_norms(left), np.sqrt(np.square(right).sum(axis=0))
+        ).astype(np.float32)
         if one.lengths is not None:
             reach += np.float32(_ROUNDING) * np.abs(exact).astype(np.float32)
             norms = row_norms(exact) if one.norms is None else one.norms
@@ -104,21 +102,27 @@ def prove(one: Opened, begin: Float32, stored: Array, start: int, stop: int) -> 
         tolerance += reach
     exact -= values
     error = np.abs(exact, out=exact).astype(np.float32)
-    if not (error <= tolerance).all():
-        row, column = np.unravel_index(np.argmax(error - tolerance), error.shape)
+    error /= tolerance
+    worst = float(error.max(initial=0.0))
+    if not worst <= 1.0:
+        row, column = np.unravel_index(np.argmax(error), error.shape)
         at = [int(start + row), int(column)][: len(one.tensor.shape)]
         raise AdapterError(
             f'merged tensor "{one.tensor.name}" is not what the adapter makes of W0 at {at}: '
-            f"off by {error[row, column]:.3g} where rounding explains {tolerance[row, column]:.3g}; "
+            f"off by {exact[row, column]:.3g} where rounding explains {tolerance[row, column]:.3g}; "
             "merge again"
         )
-    error /= tolerance
-    return Proof(float(error.max(initial=0.0)), update_square, float(np.vdot(begin, begin)))
+    return Proof(worst, update_square, float(np.vdot(begin, begin)))
 
 
-def _half_ulp(size: Float32, bits: int, smallest: int) -> Float32:
-    """Half the unit of the last place of absolute values: their exponent alone, scaled."""
+def _rounding_once(size: Float32, dtype: str) -> Float32:
+    """What rounding to a type explains of absolute values: half the unit of the last place, which their
+    exponent alone gives; in a narrow type also the float32 sum that was rounded, 2⁻²² of the exponent.
+
+    Below the normal range it is the whole unit: half of float32's smallest number is none.
+    """
+    bits, smallest = FORMATS[dtype]
     power = (size.view(np.uint32) & np.uint32(0x7F80_0000)).view(np.float32)
-    np.maximum(power, np.float32(2.0**smallest), out=power)
-    power *= np.float32(2.0 ** (-bits - 1))
+    np.maximum(power, np.float32(2.0 ** (smallest + 1)), out=power)
+    power *= np.float32(2.0 ** (-bits - 1) + (4 * _ROUNDING if bits < FLOAT32_BITS else 0.0))
     return power

@@ -79,15 +79,26 @@ class Shard:
             raise CheckpointError(f"cannot read {self._path}: {error}") from error
         return values
 
+    def flush(self) -> None:
+        """Put what was written so far on the disk.
+
+        Raises:
+            CheckpointError: the disk refuses.
+        """
+        try:
+            os.fsync(self._file.fileno())
+        except OSError as error:
+            raise CheckpointError(f"cannot write {self._path}: {error}") from error
+
     def finish(self) -> None:
         """Put the file in its place once it is on the disk.
 
         Raises:
             CheckpointError: the disk refuses.
         """
+        if not self.whole:
+            self.flush()
         try:
-            if not self.whole:
-                os.fsync(self._file.fileno())
             self._file.close()
             if not self.whole:
                 self._partial.replace(self._path)

@@ -20,6 +20,8 @@ from runtime.errors import AdapterError
 _THREADS = 2
 _IN_FLIGHT = 2 * _THREADS
 """Blocks at work or waiting: enough for no thread to idle, few enough for memory not to grow."""
+_FLUSH_BLOCKS = 128
+"""Blocks after which a third thread has the disk take what was written: it works while the others compute."""
 
 
 def write_shards(files: Mapping[str, Sequence[Merged]], folder: Path, progress: Progress) -> dict[str, Proof]:
@@ -52,10 +54,16 @@ def _write(path: Path, tensors: Sequence[Merged], pool: Executor) -> Iterator[tu
     shard = Shard(path, tensors)
     found: list[tuple[str, Proof]] = []
     try:
-        for each in _proofs(shard, tensors, pool):
-            found.append(each)
-            if not shard.whole:
-                yield each
+        with ThreadPoolExecutor(1) as disk:
+            flushed: list[Future[None]] = []
+            for each in _proofs(shard, tensors, pool):
+                found.append(each)
+                if not shard.whole:
+                    if len(found) % _FLUSH_BLOCKS == 0:
+                        flushed.append(disk.submit(shard.flush))
+                    yield each
+        for each_flush in flushed:
+            each_flush.result()
     except AdapterError:
         shard.abandon()
         if not shard.whole:
