@@ -147,8 +147,9 @@ def merge(
     from pipeline.stage import artifact
 
     shard_bytes = None if shard_size is None else _bytes(shard_size)
+    named = [_weighted_adapter(text) for text in adapters]
     checkpoint = artifact(base)
-    given = [(artifact(path), weight) for path, weight in map(_weighted_adapter, adapters)]
+    given = [(artifact(path), weight) for path, weight in named]
     _make(stages.merged_together(checkpoint, given, onto, shard_bytes), out)
 
 

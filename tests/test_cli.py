@@ -47,6 +47,16 @@ ERRORS = {
     "an unknown key": (["build", TINY, "--set", "train.learning_rat=1"], 2, 'did you mean "learning_rate"'),
     "an unknown stage": (["build", TINY, "--until", "onxx"], 2, 'no stage "onxx"; stages: base, data'),
     "a base that is not there": (["merge", "absent", "adapter", "--out", "out"], 2, "nothing at absent"),
+    "a weight that is none": (
+        ["merge", ".", "adapter=0", "--out", "out"],
+        2,
+        '"0" in "adapter=0" is no weight',
+    ),
+    "a size that is none": (
+        ["merge", ".", "a", "--shard-size", "2", "--out", "out"],
+        2,
+        "--shard-size takes",
+    ),
     "a checkpoint that is not there": (["export", "absent", "--out", "out"], 2, "nothing at absent"),
     "a block size that is none": (["export", ".", "--block-size", "7", "--out", "out"], 2, '"block_size"'),
     "a bundle that is not there": (["run", "absent", "hello"], 5, "absent is not a bundle"),

@@ -326,3 +326,31 @@ def test_the_same_folder_in_and_out_of_scratch_gives_the_same_bytes(tmp_path: Pa
     merge(base, adapter, tmp_path / "two", silent)
     for file in (tmp_path / "one").iterdir():
         assert file.read_bytes() == (tmp_path / "two" / file.name).read_bytes()
+
+
+def test_the_command_line_takes_adapters_with_weights(tmp_path: Path) -> None:
+    base = make_base("llama", tmp_path / "base")
+    one = make_adapter(Case("", ""), base, tmp_path / "one=1", seed=3)
+    two = make_adapter(Case("", "", {"r": 2}), base, tmp_path / "two", seed=4)
+    line = [
+        sys.executable,
+        "-c",
+        "from pipeline.cli import main; main()",
+        "merge",
+        "base",
+        "one=1",
+        "two=-0.5",
+    ]
+    subprocess.run(
+        [*line, "--onto", "nf4", "--out", "out"],
+        cwd=tmp_path,
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+        check=True,
+        capture_output=True,
+    )
+    merged(base, [(one, 1.0), (two, -0.5)], tmp_path / "wanted", "nf4")
+    for file in (tmp_path / "wanted").iterdir():
+        assert (tmp_path / "out" / file.name).read_bytes() == file.read_bytes()
+    record = json.loads((tmp_path / "out" / "stage.json").read_text())
+    assert record["config"] == {"weights": [1.0, -0.5], "onto": "nf4", "shard_bytes": None}
+    assert set(record["lineage"]) == {"base", "adapter", "adapter_2"}

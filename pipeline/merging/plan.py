@@ -123,7 +123,9 @@ def plan(base: Checkpoint, adapters: Sequence[tuple[Path, float]], onto: Onto) -
             raise CheckpointError(
                 f'tensor "{tensor.name}" is {tensor.dtype}; an update can be added to {", ".join(PRECISIONS)}'
             )
-    changed = frozenset(updates.keys() | replaced.keys() | (set(names) - set(base.names)))
+    changed = frozenset(
+        name for name, each in tensors.items() if each.factors or each.start is None or name in replaced
+    )
     return Plan(tensors, changed, settings)
 
 
