@@ -195,9 +195,13 @@ def _sorted_out(adapter: Adapter) -> tuple[dict[str, dict[str, Tensor]], dict[st
         match = _FACTOR.fullmatch(name)
         if key.startswith(_PREFIX) and match and (match["rest"] != ".bias" or match["role"] == "lora_B"):
             role = _BIAS if match["rest"] == ".bias" else match["role"]
-            factors.setdefault(match["layer"], {})[role] = tensor
+            found = factors.setdefault(match["layer"], {})
+            known = found.setdefault(role, tensor) is tensor
         else:
-            others[name.replace(".base_layer.", ".") if key.startswith(_PREFIX) else key] = tensor
+            plain = name.replace(".base_layer.", ".") if key.startswith(_PREFIX) else key
+            known = others.setdefault(plain, tensor) is tensor
+        if not known:  # a second spelling of one tensor: which of them PEFT takes is not for us to say
+            others[key] = tensor
     return factors, others
 
 
@@ -303,7 +307,10 @@ def _replaced(
 def _same(base: Checkpoint, name: str, tensor: Tensor) -> bool:
     stored = base.tensor(name if name in base.names else f"{EMBEDDING}.weight")
     return all(
-        np.array_equal(read_rows(stored, name, *rows), read_rows(tensor, name, *rows))
+        np.array_equal(
+            read_rows(stored, name, *rows).astype(np.float32),
+            read_rows(tensor, name, *rows).astype(np.float32),
+        )
         for rows in row_blocks(tensor.shape)
     )
 

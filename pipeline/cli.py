@@ -132,7 +132,7 @@ def merge(
     out: Out,
     onto: Annotated[
         Literal["base", "nf4"],
-        typer.Option(help="Add to W0, or to W0 as NF4 rounds it, which is what QLoRA trains on."),
+        typer.Option(help="Add to W0, or to W0 as NF4 rounds it, which QLoRA trains on."),
     ] = "base",
     shard_size: Annotated[
         str | None,

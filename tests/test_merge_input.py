@@ -121,6 +121,24 @@ def test_a_missing_bias_module_or_length_is_named(
     assert "lacks lora_magnitude_vector" in message or "is missing, which" in message
 
 
+@pytest.mark.parametrize(
+    ("settings", "base", "key", "again"),
+    [
+        ({"use_dora": True}, "llama", "q_proj.lora_magnitude_vector", "q_proj.lora_magnitude_vector.weight"),
+        ({"bias": "all"}, "qwen2", "q_proj.base_layer.bias", "q_proj.bias"),
+    ],
+)
+def test_a_tensor_under_two_names_is_refused(
+    settings: dict[str, object], base: Base, key: str, again: str, tmp_path: Path
+) -> None:
+    def change(tensors: Tensors) -> None:
+        tensors[f"{ATTENTION}.{again}"] = 2 * tensors[f"{ATTENTION}.{key}"]
+
+    message = damaged(tmp_path, Case("", "", settings, base), change)
+    assert f"{ATTENTION}." in message
+    assert "is no tensor of the base" in message
+
+
 def test_a_module_of_another_shape_is_refused(tmp_path: Path) -> None:
     def change(tensors: Tensors) -> None:
         tensors[f"{PREFIX}lm_head.weight"] = np.ones((97, 64), np.float32)

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import Executor, Future, ThreadPoolExecutor
+from collections.abc import Generator, Iterator, Mapping, Sequence
+from concurrent.futures import Executor, Future, ThreadPoolExecutor, wait
+from contextlib import closing
 from pathlib import Path
 
 from threadpoolctl import threadpool_limits
@@ -51,19 +52,22 @@ def write_shards(files: Mapping[str, Sequence[Merged]], folder: Path, progress: 
 
 
 def _write(path: Path, tensors: Sequence[Merged], pool: Executor) -> Iterator[tuple[str, Proof]]:
+    """One file: the proof of each block, as it is written; of a kept file, once all of it is proved."""
     shard = Shard(path, tensors)
     found: list[tuple[str, Proof]] = []
+    flushed: list[Future[None]] = []
     try:
-        with ThreadPoolExecutor(1) as disk:
-            flushed: list[Future[None]] = []
-            for each in _proofs(shard, tensors, pool):
+        # Closed before the file is: a block still at work would write into whatever is opened next.
+        with ThreadPoolExecutor(1) as disk, closing(_proofs(shard, tensors, pool)) as proofs:
+            for each in proofs:
                 found.append(each)
                 if not shard.whole:
                     if len(found) % _FLUSH_BLOCKS == 0:
                         flushed.append(disk.submit(shard.flush))
                     yield each
-        for each_flush in flushed:
-            each_flush.result()
+        for done in flushed:
+            done.result()
+        shard.finish()
     except AdapterError:
         shard.abandon()
         if not shard.whole:
@@ -74,12 +78,13 @@ def _write(path: Path, tensors: Sequence[Merged], pool: Executor) -> Iterator[tu
         if not shard.whole:
             shard.abandon()
         raise
-    shard.finish()
     if shard.whole:
         yield from found
 
 
-def _proofs(shard: Shard, tensors: Sequence[Merged], pool: Executor) -> Iterator[tuple[str, Proof]]:
+def _proofs(
+    shard: Shard, tensors: Sequence[Merged], pool: Executor
+) -> Generator[tuple[str, Proof], None, None]:
     """The proof of each block, in order; those at work are waited for before an error goes on."""
     waiting: deque[tuple[str, Future[Proof]]] = deque()
     try:
@@ -96,7 +101,7 @@ def _proofs(shard: Shard, tensors: Sequence[Merged], pool: Executor) -> Iterator
     finally:
         for _, rest in waiting:
             rest.cancel()
-            rest.exception() if not rest.cancelled() else None
+        wait([rest for _, rest in waiting])
 
 
 def _block(shard: Shard, tensor: Merged, one: Opened | None, start: int, stop: int) -> Proof:
