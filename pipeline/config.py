@@ -10,6 +10,7 @@ import difflib
 import os
 import re
 import tomllib
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
@@ -19,10 +20,13 @@ from runtime.errors import ConfigError
 
 DEFAULT_SYSTEM = "Turn the request into vehicle function calls."
 SEVEN_PROJECTIONS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+MOST_WITHOUT_ALLOCATION = 0.99
+"""Largest share of AdaLoRA's steps in which ranks do not fall."""
 
 Precision = Literal["fp32", "fp16", "int8", "int4"]
 Share = Annotated[float, Field(ge=0.0, le=1.0)]
 Positive = Annotated[float, Field(gt=0.0)]
+Rank = Annotated[int, Field(ge=1)]
 Model = TypeVar("Model", bound=BaseModel)
 
 _VARIABLE = re.compile(r"\$(?:(\w+)|\{(\w+)\})")
@@ -97,13 +101,41 @@ class Data(Section):
 class Train(Section):
     """LoRA training (arXiv 2106.09685). The defaults are the reference guide's recommendations."""
 
-    method: Literal["lora"] = "lora"
-    r: Annotated[int, Field(ge=1)] = 16
+    method: Literal["lora", "qlora", "dora", "adalora"] = "lora"
+    """qlora: LoRA beside weights held in 4-bit NF4 (arXiv 2305.14314); dora: direction and magnitude apart
+    (arXiv 2402.09353); adalora: rank moves to the layers that need it (arXiv 2303.10512)."""
+    r: Rank = 16
+    """Rank of an update; with adalora the average that is left over all layers."""
     alpha: Positive = 32.0
-    """Scale numerator: the update is (alpha / r) · B A, or (alpha / √r) · B A with rslora."""
+    """Scale numerator: the update is (alpha / r) · B A, or (alpha / √r) · B A with rslora; with adalora
+    (alpha / adalora_init_r) · B E A."""
     rslora: bool = False
     dropout: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.0
-    target_modules: Annotated[tuple[str, ...], Field(min_length=1)] = SEVEN_PROJECTIONS
+    target_modules: Annotated[tuple[str, ...], Field(min_length=1)] | Annotated[str, Field(min_length=1)] = (
+        SEVEN_PROJECTIONS
+    )
+    """Names of linear layers or ends of them; or one text: "all-linear", or a regular expression that the
+    whole name of a layer matches."""
+    rank_pattern: dict[str, Rank] = {}
+    """Name, end of a name, or regular expression for one → r of the layers that it matches."""
+    alpha_pattern: dict[str, Positive] = {}
+    """The same for alpha."""
+    modules_to_save: tuple[str, ...] = ()
+    """Layers that are trained whole and saved with the adapter: norms, the embedding, the head."""
+    adalora_init_r: Rank | None = None
+    """Rank that every layer starts with; unset: 1.5 r."""
+    adalora_tinit: Share = 0.1
+    """Share of the steps before ranks begin to fall."""
+    adalora_tfinal: Share = 0.3
+    """Share of the steps after the ranks are settled."""
+    adalora_delta_t: Annotated[int, Field(ge=1)] = 1
+    """Steps from one allocation of ranks to the next."""
+    adalora_beta1: Annotated[float, Field(gt=0.0, lt=1.0)] = 0.85
+    """Memory of an entry's sensitivity |weight · gradient|."""
+    adalora_beta2: Annotated[float, Field(gt=0.0, lt=1.0)] = 0.85
+    """Memory of that sensitivity's spread."""
+    adalora_orth_reg_weight: Annotated[float, Field(ge=0.0)] = 0.5
+    """Weight in the loss of how far A and B are from orthogonal."""
     learning_rate: Positive = 2e-4
     loraplus_ratio: Annotated[float, Field(ge=1.0)] = 1.0
     """Learning rate of B over that of A (LoRA+, arXiv 2402.12354); 1 is plain LoRA."""
@@ -123,8 +155,70 @@ class Train(Section):
     """auto: bfloat16 where the processor multiplies it natively, float32 elsewhere."""
     save_steps: Annotated[int, Field(ge=1)] = 100
     """Steps between resumable checkpoints."""
+    eval_steps: Annotated[int, Field(ge=1)] | None = None
+    """Steps between measurements of the validation loss on the way; unset: before and after alone."""
+    patience: Annotated[int, Field(ge=1)] | None = None
+    """Stop when so many measurements running were no better than the best; its weights are kept."""
+    gradient_checkpointing: bool = False
+    """Compute a layer's activations again in the backward pass instead of keeping them."""
     threads: Annotated[int, Field(ge=1)] | None = None
     """CPU threads; unset uses every core."""
+
+    @property
+    def initial_rank(self) -> int:
+        """AdaLoRA's `adalora_init_r`, or its default."""
+        return self.adalora_init_r or -(-3 * self.r // 2)
+
+    @model_validator(mode="after")
+    def _keys_go_together(self) -> Train:
+        problems = [*self._unread_keys(), *self._contradictions(), *self._broken_patterns()]
+        if problems:
+            raise ValueError("; ".join(problems))
+        return self
+
+    def _unread_keys(self) -> Iterator[str]:
+        """Keys that this method would pass over without a word."""
+        if self.method != "adalora":
+            for key, field in type(self).model_fields.items():
+                if key.startswith("adalora_") and getattr(self, key) != field.default:
+                    yield f'{key} belongs to method = "adalora", not method = "{self.method}"'
+            return
+        if self.rslora:
+            yield 'rslora has no effect with method = "adalora", whose scale is alpha / adalora_init_r'
+        for key in ("rank_pattern", "alpha_pattern"):
+            if getattr(self, key):
+                yield f'{key} has no effect with method = "adalora", which finds the ranks itself'
+
+    def _contradictions(self) -> Iterator[str]:
+        if self.patience is not None and self.eval_steps is None:
+            yield "patience counts measurements of the validation loss: it needs eval_steps"
+        if self.modules_to_save and self.dtype == "bfloat16":
+            yield (
+                'modules_to_save trains weights themselves, and dtype = "bfloat16" would round most of a '
+                'step away: take dtype = "float32" or "auto"'
+            )
+        if self.method != "adalora":
+            return
+        if self.initial_rank <= self.r:
+            yield f"adalora_init_r = {self.initial_rank} must be more than r = {self.r}, to which ranks fall"
+        if self.adalora_tinit + self.adalora_tfinal > MOST_WITHOUT_ALLOCATION:
+            yield (
+                "adalora_tinit and adalora_tfinal leave no steps in which ranks fall: together they may be "
+                f"{MOST_WITHOUT_ALLOCATION} at most"
+            )
+        if self.patience is not None:
+            yield (
+                'patience could stop method = "adalora" before its ranks have fallen to r; eval_steps alone '
+                "measures without stopping"
+            )
+
+    def _broken_patterns(self) -> Iterator[str]:
+        whole = [self.target_modules] if isinstance(self.target_modules, str) else []
+        for pattern in (*whole, *self.rank_pattern, *self.alpha_pattern):
+            try:
+                re.compile(pattern)
+            except re.error as error:
+                yield f'"{pattern}" is no regular expression: {error}'
 
 
 class Export(Section):

@@ -5,9 +5,7 @@
 
 from __future__ import annotations
 
-import difflib
 import gc
-import hashlib
 import json
 import math
 import resource
@@ -15,15 +13,13 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import torch
 from accelerate import PartialState
-from peft import LoraConfig, PeftModel, get_peft_model
+from peft import PeftModel
 from transformers import (
-    AutoModelForCausalLM,
     AutoTokenizer,
-    PreTrainedModel,
     PreTrainedTokenizerBase,
     PrinterCallback,
     Trainer,
@@ -37,18 +33,23 @@ from pipeline.data.packing import Row, pack
 from pipeline.data.records import read_records
 from pipeline.data.render import Example, render, supervised_share
 from pipeline.fingerprint import FINGERPRINT, fingerprint
-from pipeline.provenance import json_digest, versions
+from pipeline.provenance import versions
 from pipeline.quiet import quiet_transformers
 from pipeline.stage import Progress, artifact
-from pipeline.training.attention import PACKED
+from pipeline.training.adalora import RankAllocation, orthogonality_penalty, schedule
 from pipeline.training.batches import Rows, collate, mean_loss
+from pipeline.training.best import EarlyStopping
+from pipeline.training.frozen import digests, refuse_changed_base
+from pipeline.training.loading import load_base
 from pipeline.training.lora import fused_lora
+from pipeline.training.optimizer import adamw
 from pipeline.training.precision import Precision, choose_precision
 from pipeline.training.record import TRAINING
 from pipeline.training.resume import claim, newest_complete
+from pipeline.training.targets import refuse_wrong_targets
+from pipeline.training.variants import adapted_by
 from pipeline.training.watch import Watch
 from runtime.calls import load_tools
-from runtime.errors import CheckpointError, ConfigError, TrainingError
 
 _LIBRARIES = ("torch", "transformers", "peft", "accelerate", "tokenizers")
 
@@ -89,7 +90,8 @@ def train(
         What `training.json` says, and what differs from run to run: time, speed, peak memory.
 
     Raises:
-        ConfigError: `train.target_modules` names no layer of the base.
+        ConfigError: `train` names layers that the base has not, has too few steps for AdaLoRA, asks for 4-bit
+            weights where there are none, or `work` holds checkpoints of another training.
         CheckpointError: the base cannot be loaded.
         DataError: a record is malformed or longer than the base's context.
         TrainingError: loss or gradient became NaN or infinite, or a weight of the base changed.
@@ -111,56 +113,78 @@ def _train(
     config: Config, base: Path, data: Path, out: Path, work: Path, progress: Progress
 ) -> dict[str, object]:
     progress("preparing training", 0, 0)
-    precision = choose_precision(config.train.dtype)
+    settings = config.train
+    precision = choose_precision("float32" if settings.modules_to_save else settings.dtype)
     # Left to itself, accelerate sees one process where several share no GPU.
     processes = PartialState(cpu=precision.device == "cpu")
     main, count = processes.is_main_process, processes.num_processes
-    rows_per_step = config.train.gradient_accumulation * count
+    rows_per_step = settings.gradient_accumulation * count
     set_seed(config.seed)
-    model = _load(base, precision)
-    _refuse_unmatched_targets(config.train.target_modules, model)
+    model = load_base(base, precision, four_bit=settings.method == "qlora")
+    refuse_wrong_targets(settings, model)
     train_split, validation = _splits(config, base, data, model.config.max_position_embeddings)
-    adapted = _adapted(model, config)
-    trainable, total = adapted.get_nb_trainable_parameters()
-    key = json_digest(
-        {
-            "train": config.train.model_dump(mode="json"),
-            "seed": config.seed,
-            "system": config.data.system,
-            "base": artifact(base).digest,
-            "data": artifact(data).digest,
-            "precision": str(precision),
-            "libraries": dict(versions(_LIBRARIES)),
-        }
+    total_steps = settings.max_steps or math.ceil(
+        math.ceil(len(train_split.rows) / rows_per_step) * settings.epochs
     )
+    rank_schedule = schedule(settings, total_steps)
+    weights = dict(model.named_parameters())
+    adapted = adapted_by(model, settings, rank_schedule)
+    trainable, total = adapted.get_nb_trainable_parameters()
     if main:
-        claim(work, key)
+        claim(
+            work,
+            {
+                "train": settings.model_dump(mode="json"),
+                "seed": config.seed,
+                "data.system": config.data.system,
+                "base": artifact(base).digest,
+                "data": artifact(data).digest,
+                "precision": {"device": precision.device, "dtype": str(precision.dtype)},
+                "processes": count,
+                "libraries": dict(versions(_LIBRARIES)),
+            },
+        )
     processes.wait_for_everyone()
 
-    watch = Watch(progress)
+    def validate() -> float:
+        return mean_loss(adapted, validation.rows, precision.device)
+
+    allocation = RankAllocation(adapted) if rank_schedule else None
+    stopping = EarlyStopping(adapted, validate, settings) if settings.eval_steps else None
+    extras = [extra for extra in (allocation, stopping) if extra is not None]
+    watch = Watch(
+        progress, (lambda: orthogonality_penalty(adapted) / rows_per_step) if rank_schedule else None
+    )
     trainer = Trainer(
         model=adapted,
-        args=_arguments(config, work, precision, math.ceil(len(train_split.rows) / rows_per_step)),
+        args=_arguments(config, work, precision, total_steps),
         train_dataset=Rows(train_split.rows, rows_per_step),
         data_collator=collate,
         compute_loss_func=watch.loss,
-        callbacks=[watch],
-        optimizers=(_optimizer(adapted, config), None),
+        # Whoever adds to a checkpoint comes before the one who marks it whole.
+        callbacks=[*extras, watch],
+        optimizers=(adamw(adapted, settings), None),
     )
     trainer.remove_callback(PrinterCallback)
-    untouched = _digests(adapted)
+    untouched = digests(weights, adapted)
     with fused_lora(adapted):
         progress("validating the base", 0, 0)
-        loss_before = mean_loss(adapted, validation.rows, precision.device)
+        loss_before = validate()
         checkpoint = newest_complete(work)
+        if checkpoint is not None:
+            for extra in extras:
+                extra.restore(checkpoint)
         trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
         steps, seconds = watch.steps, watch.seconds
+        if stopping is not None:
+            stopping.keep_best()
         progress("validating the adapter", 0, 0)
-        loss_after = mean_loss(adapted, validation.rows, precision.device)
-    _refuse_changed_base(untouched, _digests(adapted))
+        loss_after = validate()
+    refuse_changed_base(untouched, digests(weights, adapted))
     processes.wait_for_everyone()  # what one process refuses, none writes
 
     figures: dict[str, object] = {
+        "method": settings.method,
         "steps": trainer.state.global_step,
         "epochs": round(trainer.state.epoch or 0.0, 3),
         "system": config.data.system,
@@ -177,6 +201,8 @@ def _train(
         "validation_loss": {"before": loss_before, "after": loss_after},
         "curve": _curve(trainer.state.log_history),
     }
+    for extra in extras:
+        figures |= extra.figures()
     if main:
         _save(adapted, config, base, out)
         (out / TRAINING).write_text(json.dumps(figures, indent=1) + "\n", encoding="utf-8")
@@ -189,34 +215,6 @@ def _train(
         "examples_per_second": round(len(train_split.examples) * speed, 2),
         "training_seconds": round(seconds, 1),
     }
-
-
-def _load(base: Path, precision: Precision) -> PreTrainedModel:
-    try:
-        model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
-            base,
-            dtype=precision.dtype,
-            attn_implementation=PACKED,
-            use_safetensors=True,
-            local_files_only=True,
-        )
-    except (OSError, ValueError, RuntimeError, KeyError) as error:
-        raise CheckpointError(f"cannot load {base}: {error}") from error
-    model.config.use_cache = False
-    return model
-
-
-def _refuse_unmatched_targets(targets: Sequence[str], model: torch.nn.Module) -> None:
-    layers = [name for name, module in model.named_modules() if isinstance(module, torch.nn.Linear)]
-    endings = sorted({name.rpartition(".")[2] for name in layers})
-    problems = []
-    for target in targets:
-        if not any(name == target or name.endswith(f".{target}") for name in layers):
-            near = difflib.get_close_matches(target, endings, n=1)
-            hint = f'did you mean "{near[0]}"?' if near else f"the base has {', '.join(endings)}"
-            problems.append(f'train.target_modules: no layer of the base is called "{target}"; {hint}')
-    if problems:
-        raise ConfigError("\n".join(problems))
 
 
 def _splits(config: Config, base: Path, data: Path, context: int) -> tuple[_Split, _Split]:
@@ -232,43 +230,8 @@ def _splits(config: Config, base: Path, data: Path, context: int) -> tuple[_Spli
     return split("train"), split("validation")
 
 
-def _adapted(model: PreTrainedModel, config: Config) -> PeftModel:
-    """The base with factors of an update beside each targeted layer: B zero, A random."""
+def _arguments(config: Config, work: Path, precision: Precision, steps: int) -> TrainingArguments:
     settings = config.train
-    alpha = int(settings.alpha) if settings.alpha.is_integer() else settings.alpha
-    lora = LoraConfig(
-        task_type="CAUSAL_LM",
-        r=settings.r,
-        lora_alpha=cast(int, alpha),  # PEFT takes fractions too, whatever its annotation says
-        use_rslora=settings.rslora,
-        lora_dropout=settings.dropout,
-        target_modules=list(settings.target_modules),
-    )
-    adapted = get_peft_model(model, lora)
-    if not isinstance(adapted, PeftModel):
-        raise TypeError(f"PEFT made a {type(adapted).__name__}")
-    return adapted
-
-
-def _optimizer(model: PeftModel, config: Config) -> torch.optim.AdamW:
-    """AdamW over the factors; with LoRA+ (arXiv 2402.12354) B learns faster than A."""
-    settings = config.train
-    factors = [(name, factor) for name, factor in model.named_parameters() if factor.requires_grad]
-    rate = settings.learning_rate
-    groups = [
-        {"params": [factor for name, factor in factors if ".lora_B." not in name], "lr": rate},
-        {
-            "params": [factor for name, factor in factors if ".lora_B." in name],
-            "lr": rate * settings.loraplus_ratio,
-        },
-    ]
-    betas = (0.9, settings.adam_beta2)
-    return torch.optim.AdamW(groups, lr=rate, betas=betas, weight_decay=settings.weight_decay, fused=True)
-
-
-def _arguments(config: Config, work: Path, precision: Precision, per_epoch: int) -> TrainingArguments:
-    settings = config.train
-    steps = settings.max_steps or math.ceil(per_epoch * settings.epochs)
     arguments = TrainingArguments(
         output_dir=str(work),
         seed=config.seed,
@@ -281,6 +244,9 @@ def _arguments(config: Config, work: Path, precision: Precision, per_epoch: int)
         lr_scheduler_type=settings.scheduler,
         warmup_steps=int(steps * settings.warmup_share),
         max_grad_norm=settings.max_grad_norm,
+        gradient_checkpointing=settings.gradient_checkpointing,
+        # The other way has no gradient where a layer's input has none, as behind a frozen embedding.
+        gradient_checkpointing_kwargs={"use_reentrant": False},
         save_steps=settings.save_steps,
         # The one before stays until the next is marked whole.
         save_total_limit=2,
@@ -298,26 +264,6 @@ def _arguments(config: Config, work: Path, precision: Precision, per_epoch: int)
     return arguments
 
 
-def _digests(model: torch.nn.Module) -> dict[str, str]:
-    """sha256 of every weight of the base, as it is in memory."""
-    return {
-        name.replace("base_model.model.", "", 1).replace(".base_layer.", "."): hashlib.sha256(
-            parameter.detach().cpu().contiguous().view(torch.uint8).numpy().data
-        ).hexdigest()
-        for name, parameter in model.named_parameters()
-        if not parameter.requires_grad
-    }
-
-
-def _refuse_changed_base(before: Mapping[str, str], after: Mapping[str, str]) -> None:
-    changed = [name for name in before.keys() | after.keys() if before.get(name) != after.get(name)]
-    if changed:
-        raise TrainingError(
-            f"training changed {len(changed)} of {len(before)} weights of the base, such as "
-            f'"{min(changed)}"; no adapter is written, since only its base would fit it'
-        )
-
-
 def _curve(history: Sequence[Mapping[str, Any]]) -> list[dict[str, float]]:
     keys = ("step", "loss", "grad_norm", "learning_rate")
     return [{key: entry[key] for key in keys} for entry in history if "loss" in entry]
@@ -328,7 +274,8 @@ def _save(model: PeftModel, config: Config, base: Path, out: Path) -> None:
     model.save_pretrained(str(out), save_embedding_layers=False)
     (out / "README.md").unlink(missing_ok=True)  # a model card with the base's path on this machine
     fields = json.loads((out / CONFIG).read_text(encoding="utf-8"))
-    fields["target_modules"] = sorted(fields["target_modules"])
+    if isinstance(fields["target_modules"], list):
+        fields["target_modules"] = sorted(fields["target_modules"])
     fields["base_model_name_or_path"] = config.base.id or config.base.package or config.name
     fields["revision"] = config.base.revision
     (out / CONFIG).write_text(json.dumps(fields, indent=2, sort_keys=True) + "\n", encoding="utf-8")

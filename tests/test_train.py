@@ -12,73 +12,21 @@ import torch
 from peft import PeftModel
 from transformers import AutoModelForCausalLM
 
-from pipeline.config import Base, Config, Data, Train
 from pipeline.fingerprint import FINGERPRINT, fingerprint
 from pipeline.quiet import quiet_transformers
 from pipeline.train import train
 from pipeline.training.precision import cpu_multiplies_bfloat16
 from pipeline.training.record import TRAINING, trained_prompt
-from pipeline.training.resume import COMPLETE, claim, newest_complete
+from pipeline.training.resume import COMPLETE, SETTINGS, claim, newest_complete
 from runtime.errors import CheckpointError, ConfigError, TrainingError
+from tests.tiny_training import KilledError, config, killed_at, run, write_data
 
-RECORDS = [
-    ("set the driver side to 22 degrees", "climate_set_temperature", {"celsius": 22, "zone": "driver"}),
-    ("open the rear left window half way", "window_set_position", {"window": "rear_left", "percent": 50}),
-    ("hazard lights on", "light_set_hazard", {"on": True}),
-    ("打开车窗", "window_set_position", {"window": "all", "percent": 100}),
-]
 FILES = {"adapter_config.json", "adapter_model.safetensors", FINGERPRINT, TRAINING}
 
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory, tiny_tools_file: Path) -> Path:
-    folder = tmp_path_factory.mktemp("data")
-    lines = [
-        json.dumps(
-            {
-                "id": str(number),
-                "lang": "en",
-                "utterance": utterance,
-                "calls": [{"name": name, "arguments": arguments}],
-            }
-        )
-        for number, (utterance, name, arguments) in enumerate(RECORDS * 3)
-    ]
-    (folder / "train.jsonl").write_text("\n".join(lines))
-    (folder / "validation.jsonl").write_text("\n".join(lines[:4]))
-    shutil.copy(tiny_tools_file, folder / "tools.json")
-    return folder
-
-
-def config(tools: Path, **settings: object) -> Config:
-    values: dict[str, object] = {
-        "r": 4,
-        "alpha": 8.0,
-        "learning_rate": 1e-2,
-        "epochs": 4.0,
-        "tokens_per_step": 256,
-        "dtype": "float32",
-        "save_steps": 2,
-        **settings,
-    }
-    return Config(
-        name="tiny",
-        base=Base(source="path", path=Path("unused")),
-        data=Data(tools=tools),
-        train=Train.model_validate(values),
-    )
-
-
-def silent(message: str, done: int, total: int) -> None:
-    """Progress that nobody watches."""
-
-
-def run(
-    settings: Config, base: Path, data: Path, folder: Path, work: Path | None = None
-) -> tuple[Path, dict[str, object]]:
-    out = folder / "adapter"
-    out.mkdir(parents=True)
-    return out, train(settings, base, data, out, work or folder / "work", silent)
+    return write_data(tmp_path_factory.mktemp("data"), tiny_tools_file)
 
 
 def test_the_adapter_is_a_peft_folder_that_answers_better(
@@ -144,24 +92,16 @@ def test_the_same_seed_gives_the_same_bytes_and_another_does_not(
     assert (first / weights).read_bytes() != (other / weights).read_bytes()
 
 
-class KilledError(Exception):
-    """Stands for whatever ends a process."""
-
-
 def test_a_killed_training_goes_on_from_the_newest_whole_checkpoint(
     tiny_checkpoint: Path, data: Path, tmp_path: Path
 ) -> None:
     settings = config(data / "tools.json", max_steps=7)
     whole, _ = run(settings, tiny_checkpoint, data, tmp_path / "whole")
 
-    def kill(message: str, done: int, total: int) -> None:
-        if done == 5:
-            raise KilledError
-
     work, out = tmp_path / "work", tmp_path / "out"
     out.mkdir()
     with pytest.raises(KilledError):
-        train(settings, tiny_checkpoint, data, out, work, kill)
+        train(settings, tiny_checkpoint, data, out, work, killed_at(5))
     assert list(out.iterdir()) == []
     half = work / "checkpoint-6"
     shutil.copytree(work / "checkpoint-4", half)
@@ -173,18 +113,39 @@ def test_a_killed_training_goes_on_from_the_newest_whole_checkpoint(
         assert (whole / name).read_bytes() == (resumed / name).read_bytes()
 
 
-def test_checkpoints_of_another_training_are_not_used(tmp_path: Path) -> None:
-    claim(tmp_path, "one")
+def test_the_newest_whole_checkpoint_of_the_same_training_is_kept(tmp_path: Path) -> None:
+    settings = {"train": {"r": 16, "alpha": 32.0}, "seed": 0}
+    claim(tmp_path, settings)
     for step, marker in ((2, True), (10, True), (12, False)):
         (tmp_path / f"checkpoint-{step}").mkdir()
         if marker:
             (tmp_path / f"checkpoint-{step}" / COMPLETE).touch()
     assert newest_complete(tmp_path) == tmp_path / "checkpoint-10"
-    claim(tmp_path, "one")
+    claim(tmp_path, settings)
     assert not (tmp_path / "checkpoint-12").exists()
     assert newest_complete(tmp_path) == tmp_path / "checkpoint-10"
-    claim(tmp_path, "two")
-    assert newest_complete(tmp_path) is None
+
+
+def test_checkpoints_of_another_training_are_refused_with_every_difference(tmp_path: Path) -> None:
+    claim(tmp_path, {"train": {"r": 16, "method": "lora", "dropout": 0.0}, "seed": 0})
+    (tmp_path / "checkpoint-2").mkdir()
+    (tmp_path / "checkpoint-2" / COMPLETE).touch()
+    with pytest.raises(ConfigError) as refused:
+        claim(tmp_path, {"train": {"r": 8, "method": "dora", "patience": None}, "seed": 0})
+    assert str(refused.value) == (
+        f"{tmp_path} holds an unfinished training with other settings: train.dropout: 0.0 there, unset here; "
+        'train.method: "lora" there, "dora" here; train.patience: unset there, null here; '
+        "train.r: 16 there, 8 here; name another folder or delete it"
+    )
+    assert newest_complete(tmp_path) is not None
+
+
+def test_what_no_checkpoint_came_of_is_cleared_away(tmp_path: Path) -> None:
+    claim(tmp_path, {"seed": 0})
+    (tmp_path / "checkpoint-2").mkdir()
+    claim(tmp_path, {"seed": 1})
+    assert {path.name for path in tmp_path.iterdir()} == {SETTINGS}
+    assert json.loads((tmp_path / SETTINGS).read_text()) == {"seed": 1}
 
 
 def test_a_loss_that_is_not_finite_stops_at_once_and_writes_nothing(

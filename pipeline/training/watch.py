@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -16,14 +17,17 @@ from pipeline.training.batches import summed_loss
 from pipeline.training.resume import mark_complete
 from runtime.errors import TrainingError
 
-_ADVICE = "lower train.learning_rate, or train in float32 with train.dtype"
+ADVICE = "lower train.learning_rate, or train in float32 with train.dtype"
+"""What to do about a loss or a gradient that is not finite."""
 
 
 class Watch(TrainerCallback):
     """Loss function and callback of one training, since both look at the same loss."""
 
-    def __init__(self, progress: Progress) -> None:
+    def __init__(self, progress: Progress, penalty: Callable[[], torch.Tensor] | None = None) -> None:
+        """`penalty`: what every row of a step adds to the likelihood's part of the loss."""
         self._progress = progress
+        self._penalty = penalty
         self._step = 0
         self._first_step = 0
         self._started = 0.0
@@ -39,14 +43,16 @@ class Watch(TrainerCallback):
         return time.monotonic() - self._started
 
     def loss(self, outputs: Any, labels: torch.Tensor, num_items_in_batch: torch.Tensor) -> torch.Tensor:
-        """Mean over all supervised tokens of the optimizer step that this row is part of.
+        """Mean over all supervised tokens of the optimizer step that this row is part of, and the penalty.
 
         Raises:
             TrainingError: it is NaN or infinite.
         """
         loss = summed_loss(outputs.logits, labels) / num_items_in_batch
+        if self._penalty is not None:
+            loss = loss + self._penalty()
         if not torch.isfinite(loss):
-            raise TrainingError(f"the loss became {loss.item()} at step {self._step + 1}: {_ADVICE}")
+            raise TrainingError(f"the loss became {loss.item()} at step {self._step + 1}: {ADVICE}")
         return loss
 
     def on_train_begin(
@@ -55,6 +61,13 @@ class Watch(TrainerCallback):
         """Note where a resumed training starts."""
         self._step = self._first_step = state.global_step
         self._started = time.monotonic()
+
+    def on_step_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **unused: Any
+    ) -> None:
+        """After the last step no checkpoint is made: Trainer would go on from it with one step too many."""
+        if control.should_training_stop:
+            control.should_save = False
 
     def on_log(
         self,
@@ -73,7 +86,7 @@ class Watch(TrainerCallback):
             return
         self._step = state.global_step
         if not math.isfinite(logs["grad_norm"]):
-            raise TrainingError(f"the gradient became {logs['grad_norm']} at step {self._step}: {_ADVICE}")
+            raise TrainingError(f"the gradient became {logs['grad_norm']} at step {self._step}: {ADVICE}")
         left = self.seconds / self.steps * (state.max_steps - self._step)
         message = f"training, loss {logs['loss']:.3f}, {_duration(left)} left"
         self._progress(message, self._step, state.max_steps)
