@@ -31,6 +31,8 @@ def quiet_transformers() -> Iterator[None]:
                 )
             # PEFT 0.21 looks for the layers of AdaLoRA's ranks by LoRA's rule, and finds none.
             warnings.filterwarnings("ignore", r"The following rank_pattern keys .*lora_E'\]", RuntimeWarning)
+            # A head or embedding that an adapter has whole is meant to part from its twin.
+            warnings.filterwarnings("ignore", r"Model has `tie_word_embeddings=True` and a tied layer")
             yield
     finally:
         quantizer.setLevel(level)

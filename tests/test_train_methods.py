@@ -14,12 +14,13 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 from pipeline.config import Train
 from pipeline.quiet import quiet_transformers
 from pipeline.training import frozen
-from pipeline.training.adalora import schedule
+from pipeline.training.adalora import orthogonality_penalty, schedule
 from pipeline.training.batches import collate
 from pipeline.training.loading import load_base, qlora_obstacle
 from pipeline.training.lora import fused_lora
 from pipeline.training.precision import Precision
 from pipeline.training.variants import adapted_by
+from runtime.errors import ConfigError
 from tests.tiny_training import KilledError, config, killed_at, run, write_data
 
 METHODS = ("lora", "qlora", "dora", "adalora")
@@ -102,7 +103,6 @@ def test_every_weight_of_the_base_is_watched_and_stays(
     assert before == digests(dict(model.named_parameters()), model)
 
 
-@pytest.mark.parametrize("method", ["lora", "dora", "adalora"])
 def test_an_interrupted_training_ends_as_one_that_was_not(
     tiny_checkpoint: Path, data: Path, tmp_path: Path, method: str
 ) -> None:
@@ -272,9 +272,7 @@ class TestFourBit:
         weights[name].data[0] += 1
         packed = frozen.digests(weights, model)
         assert len({before[name], scaled[name], packed[name]}) == 3
-        assert {n: d for n, d in before.items() if n != name} == {
-            n: d for n, d in packed.items() if n != name
-        }
+        assert {other for other in before if before[other] != packed[other]} == {name}
 
 
 def test_a_replaced_weight_counts_as_changed(tiny_checkpoint: Path) -> None:
@@ -283,6 +281,77 @@ def test_a_replaced_weight_counts_as_changed(tiny_checkpoint: Path) -> None:
     before = frozen.digests(weights, model)
     model.model.norm.weight = torch.nn.Parameter(model.model.norm.weight.detach().clone())
     assert before.keys() - frozen.digests(weights, model).keys() == {"model.norm.weight"}
+
+
+def test_adalora_keeps_as_much_rank_as_the_target_and_says_where(
+    tiny_checkpoint: Path, data: Path, tmp_path: Path
+) -> None:
+    """14 layers at r = 4; ties, which PEFT masks together, may keep a little less."""
+    settings = config(data / "tools.json", method="adalora", max_steps=12)
+    out, figures = run(settings, tiny_checkpoint, data, tmp_path)
+    ranks, layers = figures["ranks"], figures["layers_of_rank"]
+    assert isinstance(ranks, dict)
+    assert isinstance(layers, dict)
+    assert len(ranks) == sum(layers.values()) == 14
+    assert 14 * 4 - 3 <= sum(ranks.values()) <= 14 * 4
+    assert sum(int(rank) * count for rank, count in layers.items()) == sum(ranks.values())
+    assert len(layers) > 1
+    for name, factor in load_file(out / WEIGHTS).items():
+        if ".lora_E" in name:
+            assert len(factor) == ranks[name.removeprefix("base_model.model.").removesuffix(".lora_E")]
+    fields = json.loads((out / "adapter_config.json").read_text())
+    assert (fields["init_r"], fields["target_r"], fields["total_step"]) == (6, 4, 12)
+    assert (fields["tinit"], fields["tfinal"]) == (1, 3)
+
+
+def test_the_loss_has_the_orthogonality_that_peft_adds_to_its_own(
+    tiny_checkpoint: Path, data: Path, tmp_path: Path
+) -> None:
+    """Whatever the rows of a step: PEFT's forward adds it once to a loss that the model computes."""
+    plan = schedule(Train(method="adalora", r=4), 8)
+    with quiet_transformers():
+        model = adapted_by(loaded(tiny_checkpoint, "adalora"), Train(method="adalora", r=4), plan)
+    tokens = torch.arange(8)[None]
+    places = {"slots": torch.tensor([[6, 7]]), "real": torch.tensor([0, 1])}
+    with_penalty = model(input_ids=tokens, labels=tokens, use_cache=False, **places).loss
+    model.peft_config["default"].orth_reg_weight = 0.0
+    without = model(input_ids=tokens, labels=tokens, use_cache=False, **places).loss
+    model.peft_config["default"].orth_reg_weight = 0.5
+    penalty = orthogonality_penalty(model)
+    assert penalty.item() == pytest.approx((with_penalty - without).item(), rel=1e-4)
+    assert penalty.item() > 0.5
+
+    first = {
+        (weight, rows): run(
+            config(
+                data / "tools.json",
+                method="adalora",
+                adalora_orth_reg_weight=weight,
+                max_steps=2,
+                tokens_per_step=16,
+                gradient_accumulation=rows,
+            ),
+            tiny_checkpoint,
+            data,
+            tmp_path / f"{weight}-{rows}",
+        )[1]["curve"][0]["loss"]
+        for weight in (0.0, 0.5)
+        for rows in (4, 12)
+    }
+    added = [first[0.5, rows] - first[0.0, rows] for rows in (4, 12)]
+    assert added[0] == pytest.approx(added[1], rel=1e-4)
+    assert added[0] == pytest.approx(penalty.item(), rel=0.05)
+
+
+def test_adalora_with_too_few_steps_says_how_many_it_needs(
+    tiny_checkpoint: Path, data: Path, tmp_path: Path
+) -> None:
+    settings = config(data / "tools.json", method="adalora", adalora_delta_t=5, max_steps=6)
+    with pytest.raises(ConfigError, match=r"adalora_delta_t needs 8 steps, and there are 6: raise train\."):
+        run(settings, tiny_checkpoint, data, tmp_path / "few")
+    enough = config(data / "tools.json", method="adalora", adalora_delta_t=5, max_steps=8)
+    _, figures = run(enough, tiny_checkpoint, data, tmp_path / "enough")
+    assert figures["steps"] == 8
 
 
 def test_adalora_s_schedule_is_in_shares_of_the_steps() -> None:

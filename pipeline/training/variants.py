@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from typing import Any, cast
 
 from peft import AdaLoraConfig, LoraConfig, PeftModel, get_peft_model
@@ -10,8 +9,6 @@ from transformers import PreTrainedModel
 
 from pipeline.config import Train
 from pipeline.training.adalora import Schedule
-
-_TIED = "Model has `tie_word_embeddings=True`"
 
 
 def adapted_by(model: PreTrainedModel, settings: Train, schedule: Schedule | None) -> PeftModel:
@@ -53,10 +50,7 @@ def adapted_by(model: PreTrainedModel, settings: Train, schedule: Schedule | Non
             rank_pattern=dict(settings.rank_pattern),
             alpha_pattern=dict(settings.alpha_pattern),
         )
-    with warnings.catch_warnings():
-        # A head or embedding of modules_to_save is meant to part from its twin.
-        warnings.filterwarnings("ignore", message=_TIED, category=UserWarning)
-        found = get_peft_model(model, update)
+    found = get_peft_model(model, update)
     if not isinstance(found, PeftModel):
         raise TypeError(f"PEFT made a {type(found).__name__}")
     for name, value in found.named_parameters():
