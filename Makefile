@@ -34,7 +34,7 @@ bench: $(READY)  ## side by side with named peers; see benchmarks/README.md
 $(READY): pyproject.toml constraints.txt
 	$(PYTHON) -c "import sys; sys.exit(sys.version_info < (3, 11) and 'cockpit-edge needs Python 3.11 or newer; name one with make PYTHON=...')"
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[cpu,build,dev]'
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[cpu,build,qlora,dev]'
 	touch $@
 
 # optimum-onnx holds transformers below 4.58, which the main environment is above.

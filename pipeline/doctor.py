@@ -55,7 +55,7 @@ def examine(runs: Path) -> tuple[Finding, ...]:
         _onnxruntime(),
         _gpu(),
         _bfloat16(),
-        _optional("bitsandbytes", "QLoRA on a GPU", "gpu"),
+        _qlora(),
         _optional("optimum-onnx", "exporting architectures the graph builder does not know", "optimum"),
     )
 
@@ -139,6 +139,19 @@ def _gpu() -> Finding:
     if not torch.cuda.is_available():
         return Finding("GPU", "note", "none that torch can use; training runs on the CPU")
     return Finding("GPU", "ok", f"{torch.cuda.get_device_name(0)}, CUDA {torch.version.cuda}")
+
+
+def _qlora() -> Finding:
+    if any(_package(name, "").status != "ok" for name in ("torch", "transformers", "peft", "accelerate")):
+        return Finding("QLoRA", "note", "unknown without torch, transformers, peft and accelerate")
+    torch, loading = importlib.import_module("torch"), importlib.import_module("pipeline.training.loading")
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    obstacle = loading.qlora_obstacle(device)
+    if obstacle is not None:
+        return Finding("QLoRA", "note", obstacle.reason, f"{obstacle.remedy} for train.method = qlora")
+    return Finding(
+        "QLoRA", "ok", f"bitsandbytes {importlib.metadata.version('bitsandbytes')} multiplies NF4 on {device}"
+    )
 
 
 def _bfloat16() -> Finding:

@@ -73,6 +73,37 @@ def test_overrides_are_toml_or_bare_strings(tmp_path: Path) -> None:
         (MINIMAL, ("train.r=0",), '"train.r": Input should be greater than or equal to 1'),
         (MINIMAL, ("train.alpha=-1",), '"train.alpha"'),
         (MINIMAL, ("train.learning_rate=nan",), '"train.learning_rate"'),
+        (MINIMAL, ("train.method=lroa",), "'lora', 'qlora', 'dora' or 'adalora'"),
+        (MINIMAL, ("train.rank_pattern.q_proj=0",), '"train.rank_pattern.q_proj"'),
+        (MINIMAL, ("train.alpha_pattern.q_proj=-1.0",), '"train.alpha_pattern.q_proj"'),
+        (MINIMAL, ("train.dropout=1.0",), '"train.dropout"'),
+        (MINIMAL, ("train.target_modules=",), '"train.target_modules'),
+        (MINIMAL, ("train.target_modules='(q_proj'",), '"(q_proj" is no regular expression: missing )'),
+        (
+            MINIMAL,
+            ("train.patience=2",),
+            "patience counts measurements of the validation loss: it needs",
+        ),
+        (
+            MINIMAL,
+            ("train.adalora_tinit=0.2",),
+            'adalora_tinit belongs to method = "adalora", not method',
+        ),
+        (
+            MINIMAL,
+            ('train.modules_to_save=["lm_head"]', "train.dtype=bfloat16"),
+            'modules_to_save trains weights themselves, and dtype = "bfloat16" would round most of a',
+        ),
+        (
+            MINIMAL,
+            ("train.method=adalora", "train.adalora_init_r=16"),
+            "adalora_init_r = 16 must be more than r = 16, to which ranks fall",
+        ),
+        (
+            MINIMAL,
+            ("train.method=adalora", "train.adalora_tinit=0.5", "train.adalora_tfinal=0.5"),
+            "adalora_tinit and adalora_tfinal leave no steps in which ranks fall: together they may be 0.99",
+        ),
         (MINIMAL, ("gate.max_mean_kl=-1",), '"gate.max_mean_kl"'),
         (MINIMAL, ("export.precision=int3",), "'fp32', 'fp16', 'int8' or 'int4'"),
         (MINIMAL, ("train.r",), "--set takes key=value"),
@@ -95,6 +126,34 @@ def test_a_wrong_config_is_one_clear_sentence(
         load_config(written(tmp_path, text), overrides)
     assert message in str(caught.value)
     assert caught.value.exit_code == 2
+
+
+def test_keys_that_adalora_would_pass_over_are_all_named(tmp_path: Path) -> None:
+    overrides = ("method=adalora", "rslora=true", "rank_pattern.q_proj=4", "alpha_pattern.q_proj=4.0")
+    more = ("eval_steps=2", "patience=2")
+    with pytest.raises(ConfigError) as caught:
+        load_config(written(tmp_path), tuple(f"train.{override}" for override in (*overrides, *more)))
+    said = str(caught.value)
+    for clause in (
+        'rslora has no effect with method = "adalora"',
+        'rank_pattern has no effect with method = "adalora"',
+        'alpha_pattern has no effect with method = "adalora"',
+        'patience could stop method = "adalora" before its ranks have fallen to r',
+    ):
+        assert clause in said
+
+
+@pytest.mark.parametrize("method", ["lora", "qlora", "dora"])
+def test_rslora_and_loraplus_go_with_every_other_method(tmp_path: Path, method: str) -> None:
+    overrides = (f"train.method={method}", "train.rslora=true", "train.loraplus_ratio=4.0")
+    assert load_config(written(tmp_path), overrides).train.method == method
+
+
+def test_adalora_starts_at_one_and_a_half_times_the_rank_unless_told(tmp_path: Path) -> None:
+    def initial(*overrides: str) -> int:
+        return load_config(written(tmp_path), ("train.method=adalora", *overrides)).train.initial_rank
+
+    assert (initial(), initial("train.r=5"), initial("train.adalora_init_r=40")) == (24, 8, 40)
 
 
 def test_a_missing_config_says_where_to_find_some(tmp_path: Path) -> None:

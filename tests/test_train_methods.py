@@ -23,6 +23,7 @@ from pipeline.training.variants import adapted_by
 from runtime.errors import ConfigError
 from tests.tiny_training import KilledError, config, killed_at, run, write_data
 
+OBSTACLE = qlora_obstacle("cpu")
 METHODS = ("lora", "qlora", "dora", "adalora")
 WEIGHTS = "adapter_model.safetensors"
 CPU = Precision("cpu", torch.float32)
@@ -37,8 +38,8 @@ def data(tmp_path_factory: pytest.TempPathFactory, tiny_tools_file: Path) -> Pat
 
 @pytest.fixture(params=METHODS)
 def method(request: pytest.FixtureRequest) -> str:
-    if request.param == "qlora" and (obstacle := qlora_obstacle("cpu")):
-        pytest.skip(obstacle)
+    if request.param == "qlora" and OBSTACLE is not None:
+        pytest.skip(OBSTACLE.reason)
     return str(request.param)
 
 
@@ -214,7 +215,7 @@ def training_rows(base: Path, data: Path) -> list[object]:
     return list(split.rows)
 
 
-@pytest.mark.skipif(bool(qlora_obstacle("cpu")), reason=str(qlora_obstacle("cpu")))
+@pytest.mark.skipif(OBSTACLE is not None, reason=OBSTACLE.reason if OBSTACLE else "")
 class TestFourBit:
     def test_blocks_are_nf4_and_all_else_is_in_the_compute_type(self, tiny_checkpoint: Path) -> None:
         model = loaded(tiny_checkpoint, "qlora", torch.bfloat16)

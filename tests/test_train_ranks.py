@@ -127,13 +127,20 @@ def train(project: Path, folder: Path, *overrides: str, before: str = "") -> sub
     return launch(folder, *arguments(project, folder, *overrides), before=before)
 
 
-def test_two_processes_make_the_adapter_of_one(project: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "settings",
+    [(), ("train.method=dora",), ("train.method=adalora", "train.eval_steps=5")],
+    ids=["lora", "dora", "adalora"],
+)
+def test_two_processes_make_the_adapter_of_one(
+    project: Path, tmp_path: Path, settings: tuple[str, ...]
+) -> None:
     """Eleven rows, two a step, so that the last step of an epoch lacks one."""
     (tmp_path / "one").mkdir()
     (tmp_path / "two").mkdir()
-    alone = arguments(project, tmp_path / "one", "train.gradient_accumulation=2")
+    alone = arguments(project, tmp_path / "one", "train.gradient_accumulation=2", *settings)
     assert CliRunner().invoke(app, alone).exit_code == 0
-    done = train(project, tmp_path / "two")
+    done = train(project, tmp_path / "two", *settings)
     assert done.returncode == 0, done.stderr
     assert exit_codes(tmp_path / "two") == ["0", "0"]
     assert {path.name for path in (tmp_path / "one").iterdir()} == {"adapter", "runs"}
@@ -147,10 +154,25 @@ def test_two_processes_make_the_adapter_of_one(project: Path, tmp_path: Path) ->
     for mine, theirs in zip(one["curve"], two["curve"], strict=True):
         assert mine == pytest.approx(theirs, rel=1e-5)
     assert one["validation_loss"] == pytest.approx(two["validation_loss"], rel=1e-5)
+    assert one.get("ranks") == two.get("ranks")
     factors, others = (load_file(tmp_path / name / "adapter" / WEIGHTS) for name in ("one", "two"))
     assert factors.keys() == others.keys()
     for name, factor in factors.items():
         assert factor == pytest.approx(others[name], rel=1e-3, abs=1e-5)
+
+
+def test_processes_stop_early_together(project: Path, tmp_path: Path) -> None:
+    settings = ("learning_rate=0.3", "scheduler=constant", "epochs=9", "eval_steps=2", "patience=2")
+    overrides = tuple(f"train.{setting}" for setting in settings)
+    (tmp_path / "one").mkdir()
+    (tmp_path / "two").mkdir()
+    alone = arguments(project, tmp_path / "one", "train.gradient_accumulation=2", *overrides)
+    assert CliRunner().invoke(app, alone).exit_code == 0
+    done = train(project, tmp_path / "two", *overrides)
+    assert done.returncode == 0, done.stderr
+    one, two = (json.loads((tmp_path / name / "adapter" / TRAINING).read_text()) for name in ("one", "two"))
+    assert one["steps"] == one["kept_step"] + 4 < 54
+    assert (two["steps"], two["kept_step"]) == (one["steps"], one["kept_step"])
 
 
 def test_what_stops_one_process_stops_all_and_is_said_once(project: Path, tmp_path: Path) -> None:

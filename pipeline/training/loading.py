@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.metadata
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +35,8 @@ def load_base(base: Path, precision: Precision, *, four_bit: bool) -> PreTrained
     if four_bit:
         if obstacle := qlora_obstacle(precision.device):
             raise ConfigError(
-                f'train.method = "qlora" cannot run here: {obstacle}; or take train.method = "lora"'
+                f'train.method = "qlora" cannot run here: {obstacle.reason}; {obstacle.remedy}, or take '
+                'train.method = "lora"'
             )
         quantized["quantization_config"] = BitsAndBytesConfig(  # type: ignore[no-untyped-call]
             load_in_4bit=True,
@@ -59,20 +61,28 @@ def load_base(base: Path, precision: Precision, *, four_bit: bool) -> PreTrained
     return model
 
 
-def qlora_obstacle(device: str) -> str | None:
-    """Why 4-bit weights cannot be multiplied on a device and what to do about it; none where they can."""
+@dataclass(frozen=True)
+class Obstacle:
+    """Why something cannot be done here, and what to do about it."""
+
+    reason: str
+    remedy: str
+
+
+def qlora_obstacle(device: str) -> Obstacle | None:
+    """What keeps 4-bit weights from being multiplied on a device, found by trying; none where they can be."""
     try:
         installed = importlib.metadata.version("bitsandbytes")
     except importlib.metadata.PackageNotFoundError:
-        return "bitsandbytes is not installed; pip install 'cockpit-edge[qlora]'"
+        return Obstacle("bitsandbytes is not installed", "pip install 'cockpit-edge[qlora]'")
     try:
         with quiet_transformers():
             _multiply_in_four_bits(device)
     except Exception as error:  # noqa: BLE001 - a library for another machine fails in any way it likes
-        return (
-            f"bitsandbytes {installed} cannot multiply 4-bit weights on this machine's {device} "
-            f"({str(error).splitlines()[0] if str(error) else type(error).__name__}); "
-            "pip install 'bitsandbytes==0.50.2', which can on a CPU and on CUDA"
+        said = str(error).partition("\n")[0] or type(error).__name__
+        return Obstacle(
+            f"bitsandbytes {installed} cannot multiply 4-bit weights on this machine's {device} ({said})",
+            "pip install 'bitsandbytes==0.50.2'",
         )
     return None
 
