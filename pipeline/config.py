@@ -111,9 +111,7 @@ class Train(Section):
     (alpha / adalora_init_r) · B E A."""
     rslora: bool = False
     dropout: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.0
-    target_modules: Annotated[tuple[str, ...], Field(min_length=1)] | Annotated[str, Field(min_length=1)] = (
-        SEVEN_PROJECTIONS
-    )
+    target_modules: tuple[str, ...] | str = SEVEN_PROJECTIONS
     """Names of linear layers or ends of them; or one text: "all-linear", or a regular expression that the
     whole name of a layer matches."""
     rank_pattern: dict[str, Rank] = {}
@@ -190,6 +188,8 @@ class Train(Section):
                 yield f'{key} has no effect with method = "adalora", which finds the ranks itself'
 
     def _contradictions(self) -> Iterator[str]:
+        if not self.target_modules:
+            yield 'target_modules names no layer: name some, or take "all-linear"'
         if self.patience is not None and self.eval_steps is None:
             yield "patience counts measurements of the validation loss: it needs eval_steps"
         if self.modules_to_save and self.dtype == "bfloat16":

@@ -77,7 +77,8 @@ def test_overrides_are_toml_or_bare_strings(tmp_path: Path) -> None:
         (MINIMAL, ("train.rank_pattern.q_proj=0",), '"train.rank_pattern.q_proj"'),
         (MINIMAL, ("train.alpha_pattern.q_proj=-1.0",), '"train.alpha_pattern.q_proj"'),
         (MINIMAL, ("train.dropout=1.0",), '"train.dropout"'),
-        (MINIMAL, ("train.target_modules=",), '"train.target_modules'),
+        (MINIMAL, ("train.target_modules=",), "target_modules names no layer: name some"),
+        (MINIMAL, ("train.target_modules=[]",), "target_modules names no layer: name some"),
         (MINIMAL, ("train.target_modules='(q_proj'",), '"(q_proj" is no regular expression: missing )'),
         (
             MINIMAL,

@@ -49,9 +49,7 @@ def test_qlora_without_its_library_says_what_to_install(
     found = {finding.subject: finding for finding in doctor.examine(Path())}["QLoRA"]
     assert (found.status, found.detail) == ("note", "bitsandbytes is not installed")
     assert found.remedy == "pip install 'cockpit-edge[qlora]' for train.method = qlora"
-    message = (
-        r"\"qlora\" cannot run here: bitsandbytes is not installed; pip install 'cockpit-edge\[qlora\]'; or"
-    )
+    message = r"cannot run here: bitsandbytes is not installed; pip install 'cockpit-edge\[qlora\]', or take"
     with pytest.raises(ConfigError, match=message):
         loading.load_base(tiny_checkpoint, Precision("cpu", torch.float32), four_bit=True)
 

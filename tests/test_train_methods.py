@@ -12,7 +12,9 @@ from safetensors.numpy import load_file
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from pipeline.config import Train
+from pipeline.evidence.admission import _training
 from pipeline.quiet import quiet_transformers
+from pipeline.stage import Artifact
 from pipeline.training import frozen
 from pipeline.training.adalora import orthogonality_penalty, schedule
 from pipeline.training.batches import collate
@@ -360,3 +362,11 @@ def test_adalora_s_schedule_is_in_shares_of_the_steps() -> None:
     assert found is not None
     assert (found.steps, found.warmup, found.settled) == (20, 5, 10)
     assert schedule(Train(), 20) is None
+
+
+def test_the_report_has_the_ranks_that_adalora_kept(tmp_path: Path) -> None:
+    figures = {"steps": 12, "method": "adalora", "ranks": {"q_proj": 3}, "layers_of_rank": {"3": 1, "5": 2}}
+    (tmp_path / "training.json").write_text(json.dumps(figures))
+    assert _training(Artifact(tmp_path, "", {})) == {
+        "steps": 12.0, "layers_of_rank.3": 1.0, "layers_of_rank.5": 2.0,
+    }  # fmt: skip

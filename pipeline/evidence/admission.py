@@ -112,8 +112,11 @@ def _size(path: Path) -> int:
 
 
 def _training(adapter: Artifact | None) -> dict[str, float]:
-    """Figures of the training, where the adapter was trained here."""
+    """Figures of the training, where the adapter was trained here; with AdaLoRA the layers of each rank."""
     if adapter is None or not (adapter.path / "training.json").exists():
         return {}
     figures = json.loads((adapter.path / "training.json").read_text(encoding="utf-8"))
-    return {name: float(value) for name, value in figures.items() if isinstance(value, int | float)}
+    layers = {f"layers_of_rank.{rank}": count for rank, count in figures.pop("layers_of_rank", {}).items()}
+    return {
+        name: float(value) for name, value in (figures | layers).items() if isinstance(value, int | float)
+    }
