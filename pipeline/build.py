@@ -56,7 +56,17 @@ _PLANS: Mapping[str, Callable[[Config, Made], Plan | None]] = {
     "base": lambda config, made: stages.base(config),
     "data": lambda config, made: stages.data(config),
     "adapter": lambda config, made: stages.adapter(config, made["base"].artifact, made["data"].artifact),
-    "merged": lambda config, made: stages.merged(made["base"].artifact, made["adapter"].artifact),
+    "merged": lambda config, made: (
+        stages.merged_qlora(
+            made["base"].artifact,
+            made["adapter"].artifact,
+            made["data"].artifact,
+            config.data.system,
+            config.validate_.threads,
+        )
+        if config.train.method == "qlora"
+        else stages.merged(made["base"].artifact, made["adapter"].artifact)
+    ),
     "calibration": lambda config, made: (
         stages.calibration(
             config.export.calibration_conversations,

@@ -89,6 +89,22 @@ def merged(base: Artifact, adapter: Artifact, onto: Onto = "base") -> Plan:
     return merged_together(base, [(adapter, 1.0)], onto, None)
 
 
+def merged_qlora(base: Artifact, adapter: Artifact, data: Artifact, system: str, threads: int) -> Plan:
+    """Base and a QLoRA adapter → a checkpoint on whichever base keeps it closer to the unmerged model."""
+
+    def work(out: Path, scratch: Path, progress: Progress) -> Mapping[str, Any]:
+        from pipeline.merging.qlora import merge_closer
+
+        with TemporaryDirectory(dir=scratch) as name:
+            return merge_closer(
+                base.path, adapter.path, data.path, system, threads, out, Path(name), progress
+            )
+
+    inputs = {"base": base, "adapter": adapter, "data": data}
+    libraries = ("numpy", "ml-dtypes", *_MEASURING[:3])
+    return Plan(Stage("merged", "pipeline.merging.qlora", libraries, {"system": system}, inputs), work)
+
+
 def merged_together(
     base: Artifact, adapters: Sequence[tuple[Artifact, float]], onto: Onto, shard_bytes: int | None
 ) -> Plan:
@@ -235,6 +251,7 @@ def evidence(
 
     def work(out: Path, scratch: Path, progress: Progress) -> Mapping[str, Any]:
         from pipeline.evidence.measure import Model, measure, merge_again
+        from pipeline.merging.qlora import trained_beside
 
         base, adapter = origin.base.path, origin.adapter.path
         beside = {name: other.path for name, other in others.items()}
@@ -242,7 +259,7 @@ def evidence(
         with TemporaryDirectory(dir=scratch) as name:
             fresh = Path(name)
             merged = origin.merged.path if origin.merged else merge_again(base, adapter, fresh, progress)
-            model = Model(base, adapter, merged)
+            model = Model(base, trained_beside(base, adapter, fresh, progress), adapter, merged)
             return measure(settings, bundle.path, beside, model, data.path, out, fresh, progress)
 
     # Latency belongs to the machine: evidence of another one is measured again, not reused.

@@ -13,6 +13,7 @@ import runtime
 from pipeline.build import STAGES, Built, build
 from pipeline.config import Config, load_config
 from pipeline.stage import StageResult
+from pipeline.training.loading import qlora_obstacle
 from runtime.errors import GateError, UsageError
 from runtime.manifest import verify
 from runtime.report import Report, read_report
@@ -125,6 +126,21 @@ def runs(project: Path) -> Path:
 def built(project: Path, runs: Path) -> tuple[Built, Recorder]:
     recorder = Recorder()
     return build(settings(project), runs, recorder), recorder
+
+
+def test_a_qlora_build_is_true_to_the_model_with_4_bit_weights(project: Path, tmp_path: Path) -> None:
+    """Merged onto the weights it was trained beside, which is measured, and judged against them."""
+    if obstacle := qlora_obstacle("cpu"):
+        pytest.skip(obstacle.reason)
+    result = build(settings(project, "train.method=qlora"), tmp_path, Recorder())
+    merged = json.loads((tmp_path / "tiny" / "merged" / "stage.json").read_text())["figures"]
+    assert merged["onto"] == "nf4"
+    apart = {onto: found["kl_mean"] for onto, found in merged["from_unmerged"].items()}
+    assert apart["nf4"] < 1e-9
+    assert apart["base"] > 1e-4
+    assert result.report is not None
+    assert result.report.gate.verdict == "pass"
+    assert result.report.parity.hops[0].origin.relative_error.value < 1e-5
 
 
 def test_a_build_leaves_every_stage_and_an_admitted_bundle(built: tuple[Built, Recorder], runs: Path) -> None:

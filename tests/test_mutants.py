@@ -164,7 +164,7 @@ def judged(
         assistant = runtime.load(bundle)
         if mutant.running:
             mutant.running(monkeypatch)
-        model = Model(tiny_checkpoint, adapter, merged)
+        model = Model(tiny_checkpoint, tiny_checkpoint, adapter, merged)
         parity, task = measure_fidelity(
             SETTINGS, assistant, bundle, model, tokenizer, RECORDS, scratch, silent
         )
@@ -221,7 +221,7 @@ def test_a_bundle_and_a_base_that_do_not_belong_together(
 ) -> None:
     data = tmp_path / "test.jsonl"
     data.write_text("", encoding="utf-8")
-    model = Model(tiny_checkpoint, adapter, tiny_checkpoint)
+    model = Model(tiny_checkpoint, tiny_checkpoint, adapter, tiny_checkpoint)
     with pytest.raises(UsageError, match="do not belong together"):
         measure(SETTINGS, tiny_bundle, {}, model, data, tmp_path, tmp_path, silent)
 

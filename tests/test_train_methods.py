@@ -9,10 +9,12 @@ import pytest
 import torch
 from peft import PeftModel
 from safetensors.numpy import load_file
+from safetensors.torch import load_file as load_tensors
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from pipeline.config import Train
 from pipeline.evidence.admission import _training
+from pipeline.merge import merge_weighted
 from pipeline.quiet import quiet_transformers
 from pipeline.stage import Artifact
 from pipeline.training import frozen
@@ -23,7 +25,7 @@ from pipeline.training.lora import fused_lora
 from pipeline.training.precision import Precision
 from pipeline.training.variants import adapted_by
 from runtime.errors import ConfigError
-from tests.tiny_training import KilledError, config, killed_at, run, write_data
+from tests.tiny_training import KilledError, config, killed_at, run, silent, write_data
 
 OBSTACLE = qlora_obstacle("cpu")
 METHODS = ("lora", "qlora", "dora", "adalora")
@@ -230,6 +232,21 @@ class TestFourBit:
         assert rest == {torch.bfloat16}
         assert model.model.layers[0].mlp.up_proj.compute_dtype == torch.bfloat16
         assert not hasattr(model.lm_head.weight, "quant_state")
+
+    @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+    def test_blocks_are_what_a_merge_onto_nf4_begins_with(
+        self, tiny_checkpoint: Path, tmp_path: Path, dtype: torch.dtype
+    ) -> None:
+        functional = pytest.importorskip("bitsandbytes").functional
+        merge_weighted(tiny_checkpoint, [], tmp_path, tmp_path, silent, onto="nf4", shard_bytes=None)
+        merged = load_tensors(tmp_path / "model.safetensors")
+        model = loaded(tiny_checkpoint, "qlora", dtype)
+        packed = {name: weight for name, weight in model.named_parameters() if hasattr(weight, "quant_state")}
+        assert len(packed) == 14
+        for name, weight in packed.items():
+            weight.quant_state.dtype = torch.float32
+            found = functional.dequantize_4bit(weight.data, weight.quant_state)
+            torch.testing.assert_close(found, merged[name], rtol=0, atol=0)
 
     def test_the_figures_count_weights_not_bytes(
         self, tiny_checkpoint: Path, data: Path, tmp_path: Path

@@ -9,6 +9,10 @@ from typing import NamedTuple, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from pipeline.data.packing import common_prefix
+from pipeline.data.records import Record
+from pipeline.data.render import Example
+
 Logits = NDArray[np.float32]
 
 
@@ -31,6 +35,15 @@ class Conversation:
         Position p predicts token p + 1, so the last predicts nothing that is known.
         """
         return logits[self.start - 1 : len(self.tokens) - 1]
+
+
+def expected(records: Sequence[Record], examples: Sequence[Example]) -> list[Conversation]:
+    """Prompts and expected answers; what all prompts share is the same every time, so it is not counted."""
+    shared = len(common_prefix([example.prompt for example in examples]))
+    return [
+        Conversation(record.id, (*example.prompt, *example.answer), max(shared, 1))
+        for record, example in zip(records, examples, strict=True)
+    ]
 
 
 def padded(conversations: Sequence[Conversation]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:

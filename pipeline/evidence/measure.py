@@ -13,21 +13,21 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 import runtime
 from pipeline.config import Validate
-from pipeline.data.packing import common_prefix
 from pipeline.data.records import Record, read_records
 from pipeline.data.render import Example, render
 from pipeline.evidence.answers import base_and_unmerged, bundle_replies, generations, question
 from pipeline.evidence.chain import measure_chain
-from pipeline.evidence.form import Conversation
+from pipeline.evidence.form import Conversation, expected
 from pipeline.evidence.latency import CallPrompt, Contender, measure_latency
 from pipeline.evidence.links import chain_links
 from pipeline.evidence.parity import check_cache
 from pipeline.evidence.task import BUNDLE, UNMERGED, task_report
 from pipeline.evidence.torch_model import TorchModel
 from pipeline.fingerprint import fingerprint
-from pipeline.merge import merge
+from pipeline.merge import merge_weighted
+from pipeline.merging.plan import Onto
 from pipeline.stage import Progress, artifact
-from pipeline.training.record import trained_prompt
+from pipeline.training.record import trained_in_nf4, trained_prompt
 from runtime import Assistant
 from runtime.decoder import Decoder
 from runtime.errors import CheckpointError, DataError, GateError, InferenceError, UsageError
@@ -48,11 +48,13 @@ class Model:
 
     Attributes:
         base: the base checkpoint, whose tokenizer is the training side's.
-        adapter: the adapter that was trained on it.
+        beside: the base as the adapter knew it in training: `base`, or its 4-bit weights for QLoRA.
+        adapter: the adapter that was trained.
         merged: the checkpoint that the bundle was exported from.
     """
 
     base: Path
+    beside: Path
     adapter: Path
     merged: Path
 
@@ -61,11 +63,12 @@ def merge_again(base: Path, adapter: Path, scratch: Path, progress: Progress) ->
     """The merged checkpoint, for a bundle that came without it, made in `scratch`.
 
     Raises:
-        CockpitError: as `pipeline.merge.merge`.
+        CockpitError: as `pipeline.merge.merge_weighted`.
     """
     folder = scratch / "merged"
     folder.mkdir()
-    merge(base, adapter, folder, progress)
+    onto: Onto = "nf4" if trained_in_nf4(adapter) else "base"
+    merge_weighted(base, [(adapter, 1.0)], folder, folder, progress, onto=onto, shard_bytes=None)
     return folder
 
 
@@ -174,9 +177,9 @@ def measure_fidelity(
         UsageError: bundle and base have other vocabularies.
     """
     examples = _examples(assistant, tokenizer, records, model.adapter)
-    conversations = _conversations(records[: settings.conversations], examples[: settings.conversations])
+    conversations = expected(records[: settings.conversations], examples[: settings.conversations])
     asked, answers = records[: settings.task_examples], examples[: settings.task_examples]
-    origin = TorchModel(model.base, model.adapter, settings.threads, settings.reference)
+    origin = TorchModel(model.beside, model.adapter, settings.threads, settings.reference)
     if origin.vocabulary != assistant.decoder.vocabulary:
         raise UsageError(
             f"this bundle and this base do not belong together: their vocabularies have "
@@ -205,15 +208,6 @@ def _examples(
     trained = trained_prompt(adapter)
     system = assistant.manifest.prompt.system if trained is None else trained
     return [render(record, tokenizer, assistant.tools, system) for record in records]
-
-
-def _conversations(records: Sequence[Record], examples: Sequence[Example]) -> list[Conversation]:
-    """Prompt and expected answer; what all prompts share is the same every time, so it is not counted."""
-    shared = len(common_prefix([example.prompt for example in examples]))
-    return [
-        Conversation(record.id, (*example.prompt, *example.answer), max(shared, 1))
-        for record, example in zip(records, examples, strict=True)
-    ]
 
 
 def _cache(
@@ -271,7 +265,7 @@ def _latency(
 ) -> LatencyReport:
     return measure_latency(
         (
-            Contender(UNMERGED, "unmerged", model.base, model.adapter),
+            Contender(UNMERGED, "unmerged", model.beside, model.adapter),
             Contender("merged", "merged", model.merged),
             Contender(BUNDLE, "bundle", bundle),
             *(Contender(name, "bundle", path) for name, path in others.items()),

@@ -48,7 +48,9 @@ def load_base(base: Path, precision: Precision, *, four_bit: bool) -> PreTrained
     try:
         model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
             base,
-            dtype=precision.dtype,
+            # 4-bit weights are made of the numbers in the file, not of what a narrower type leaves of them:
+            # a merge finds the same ones there.
+            dtype="auto" if four_bit else precision.dtype,
             attn_implementation=PACKED,
             use_safetensors=True,
             local_files_only=True,
@@ -57,7 +59,9 @@ def load_base(base: Path, precision: Precision, *, four_bit: bool) -> PreTrained
     except (OSError, ValueError, RuntimeError, KeyError) as error:
         raise CheckpointError(f"cannot load {base}: {error}") from error
     model.config.use_cache = False
-    _keep_gradients(model)
+    if four_bit:
+        _narrow_the_rest(model, precision.dtype)
+        _keep_gradients(model)
     return model
 
 
@@ -85,6 +89,13 @@ def qlora_obstacle(device: str) -> Obstacle | None:
             "pip install 'bitsandbytes==0.50.2'",
         )
     return None
+
+
+def _narrow_the_rest(model: torch.nn.Module, dtype: torch.dtype) -> None:
+    """Norms, embedding and head in the type of products."""
+    for parameter in model.parameters():
+        if not hasattr(parameter, "quant_state"):
+            parameter.data = parameter.data.to(dtype)
 
 
 def _keep_gradients(model: torch.nn.Module) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 from runtime.errors import AdapterError
 
@@ -17,6 +18,26 @@ def trained_prompt(adapter: Path) -> str | None:
     Raises:
         AdapterError: the record is there but cannot be read.
     """
+    figures = _read(adapter)
+    if figures is None:
+        return None
+    if not isinstance(figures.get("system"), str):
+        raise AdapterError(
+            f"{adapter / TRAINING} does not say which system prompt the adapter was trained with; train again"
+        )
+    return str(figures["system"])
+
+
+def trained_in_nf4(adapter: Path) -> bool:
+    """Whether an adapter was trained here beside 4-bit weights; False where it was trained elsewhere.
+
+    Raises:
+        AdapterError: the record is there but cannot be read.
+    """
+    return (_read(adapter) or {}).get("method") == "qlora"
+
+
+def _read(adapter: Path) -> dict[str, Any] | None:
     file = adapter / TRAINING
     try:
         figures = json.loads(file.read_text(encoding="utf-8"))
@@ -24,8 +45,6 @@ def trained_prompt(adapter: Path) -> str | None:
         return None
     except (OSError, ValueError) as error:
         raise AdapterError(f"cannot read {file}: {error}; train again") from error
-    if not isinstance(figures, dict) or not isinstance(figures.get("system"), str):
-        raise AdapterError(
-            f"{file} does not say which system prompt the adapter was trained with; train again"
-        )
-    return str(figures["system"])
+    if not isinstance(figures, dict):
+        raise AdapterError(f"{file} is not a JSON object; train again")
+    return figures
