@@ -21,7 +21,7 @@ from typing import Literal, TypeVar
 from runtime.errors import DataError
 from runtime.strict import parse_json, read_record
 
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 
 Verdict = Literal["pass", "fail", "inconclusive"]
 Record = TypeVar("Record")
@@ -350,6 +350,22 @@ class GateReport:
 
 
 @dataclass(frozen=True)
+class Training:
+    """How the adapter was trained and merged; everything is empty for an adapter trained elsewhere."""
+
+    method: str
+    """`lora`, `qlora`, `dora` or `adalora`."""
+    figures: dict[str, float]
+    """Steps, tokens, parameters and the like."""
+    layers_of_rank: dict[str, int]
+    """Rank that AdaLoRA left → how many layers have it; empty for other methods."""
+    merged_onto: str
+    """`base` or `nf4`, whichever is closer to the unmerged QLoRA model; empty for other methods."""
+    kl_merged_onto: dict[str, float]
+    """Of both, mean KL from the unmerged model in nats per position; empty for other methods."""
+
+
+@dataclass(frozen=True)
 class Report:
     """report.json: everything a bundle was judged by."""
 
@@ -363,8 +379,7 @@ class Report:
     """Stage → digest of its outputs."""
     sizes: dict[str, int]
     """Artifact → bytes."""
-    training: dict[str, float]
-    """Figures of the training stage, empty for an adapter trained elsewhere."""
+    training: Training
     baseline: str
     """Name and bundle digest of the release it was also judged against; empty when there was none."""
 

@@ -28,6 +28,7 @@ from runtime.report import (
     Score,
     SiteError,
     TaskReport,
+    Training,
     distribution,
 )
 
@@ -223,6 +224,7 @@ MACHINE = Machine(
 )
 
 
+UNTRAINED = Training("", {}, {}, "", {})
 GATE = Gate(min_exact_call=0.8, max_load_ms=2000.0)
 
 
@@ -240,13 +242,13 @@ def report(
         gate=judge("int8", GATE, parity, task, latency, baseline),
         lineage={stage: f"{index + 1:x}f0e" * 16 for index, stage in enumerate(stages)},
         sizes=dict(zip(stages, sizes, strict=True)),
-        training={
-            "steps": 310.0,
-            "loss": 0.0213,
-            "seconds": 281.4,
-            "tokens": 158_720.0,
-            "trainable_share": 0.035,
-        },
+        training=Training(
+            method="lora",
+            figures={"steps": 310.0, "tokens": 158_720.0, "supervised_share": 0.435},
+            layers_of_rank={},
+            merged_onto="",
+            kl_merged_onto={},
+        ),
         baseline="" if baseline is None else f"{baseline.name} 5c1d{baseline.lineage['candidate'][:12]}",
     )
 
@@ -378,4 +380,4 @@ def bare() -> Report:
         TaskReport(contenders, Estimate(0.0, 0.0, 0.0, 40), 1.0, ANSWERS[:1]),
         LatencyReport(MACHINE, 2, (), CallLatency(0, {}, {}), {}),
     )
-    return replace(made, training={}, sizes={"bundle": 175_012_004}, lineage={"bundle": "ab" * 32})
+    return replace(made, training=UNTRAINED, sizes={"bundle": 175_012_004}, lineage={"bundle": "ab" * 32})

@@ -29,6 +29,7 @@ from runtime.report import (
     RenderingCheck,
     Report,
     TaskReport,
+    Training,
     distribution,
     to_json,
 )
@@ -104,7 +105,7 @@ RELEASE = Report(
     gate=GateReport("int8", (), "pass", None),
     lineage={},
     sizes={},
-    training={},
+    training=Training("", {}, {}, "", {}),
     baseline="",
 )
 

@@ -30,6 +30,7 @@ from runtime.report import (
     Report,
     Score,
     TaskReport,
+    Training,
     distribution,
 )
 
@@ -152,7 +153,7 @@ NAN = float("nan")
 
 RELEASED = Report(
     SCHEMA_VERSION, "v1", GOOD.compared(kl_mean=around(0.001)).parity, GOOD.task, GOOD.latency,
-    GOOD.judged(), {}, {}, {}, "",
+    GOOD.judged(), {}, {}, Training("", {}, {}, "", {}), "",
 )  # fmt: skip
 """The last release, for what is judged by growth."""
 NOW = GOOD.compared(kl_mean=around(0.001))

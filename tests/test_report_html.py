@@ -17,7 +17,7 @@ from pipeline.evidence.report.chain import chain
 from pipeline.evidence.report.html import draw
 from pipeline.evidence.report.words import NAMES, WORDS, reason
 from pipeline.evidence.thresholds import Limits
-from runtime.report import Check, Culprit, Estimate, Report
+from runtime.report import Check, Culprit, Estimate, Report, Training
 
 SAMPLES: dict[str, Callable[[], Report]] = {
     "admitted": sample_report.admitted,
@@ -100,6 +100,27 @@ def test_an_utterance_is_text_and_never_markup() -> None:
     assert html.count(escaped) == 2
 
 
+def test_adalora_s_ranks_are_drawn_from_the_lowest() -> None:
+    report = sample_report.admitted()
+    ranks = replace(report.training, method="adalora", layers_of_rank={"14": 61, "0": 9, "24": 140})
+    page = Page(draw(replace(report, training=ranks)))
+    for language, word in {"en": "rank", "zh-Hans": "秩"}.items():
+        texts, labels = page.texts[language], [f"{word} {rank}" for rank in (0, 14, 24)]
+        assert [text for text in texts if text in labels] == labels
+        assert [texts[texts.index(label) + 1] for label in labels] == ["9", "61", "140"]
+
+
+def test_qlora_shows_both_merges_and_plain_lora_neither() -> None:
+    report = sample_report.admitted()
+    chosen = replace(
+        report.training, method="qlora", merged_onto="nf4", kl_merged_onto={"base": 0.0213, "nf4": 3e-12}
+    )
+    texts = Page(draw(replace(report, training=chosen))).texts["en"]
+    assert texts[texts.index("W0") + 1] == "0.0213"
+    assert texts[texts.index("4-bit weights") + 1] == "3.0×10⁻¹²"
+    assert "4-bit weights" not in Page(draw(report)).texts["en"]
+
+
 def test_names_from_the_report_are_text_too() -> None:
     report = sample_report.admitted()
     evil = '"><img src=x onerror=alert(1)>'
@@ -108,7 +129,7 @@ def test_names_from_the_report_are_text_too() -> None:
         name=evil,
         lineage={evil: evil},
         sizes={evil: 3},
-        training={evil: 1.0},
+        training=Training(evil, {evil: 1.0}, {"3": 1}, evil, {"base": 1.0}),
         parity=replace(
             report.parity,
             hops=tuple(
@@ -270,7 +291,7 @@ def test_chinese_texts_are_chinese() -> None:
         if re.search("[A-Za-z]{3}", english):
             assert re.search("[\u4e00-\u9fff]", chinese), key
         words = set(re.findall(r"[A-Za-z]{2,}", chinese))
-        assert words <= {"KL", "logit", "McNemar", "ONNX"}, (key, words)
+        assert words <= {"KL", "logit", "McNemar", "ONNX", "AdaLoRA", "QLoRA"}, (key, words)
 
 
 def test_no_english_label_is_left_in_the_chinese_part(page: Page) -> None:

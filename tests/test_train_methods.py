@@ -25,6 +25,7 @@ from pipeline.training.lora import fused_lora
 from pipeline.training.precision import Precision
 from pipeline.training.variants import adapted_by
 from runtime.errors import ConfigError
+from runtime.report import Training
 from tests.tiny_training import KilledError, config, killed_at, run, silent, write_data
 
 OBSTACLE = qlora_obstacle("cpu")
@@ -384,6 +385,18 @@ def test_adalora_s_schedule_is_in_shares_of_the_steps() -> None:
 def test_the_report_has_the_ranks_that_adalora_kept(tmp_path: Path) -> None:
     figures = {"steps": 12, "method": "adalora", "ranks": {"q_proj": 3}, "layers_of_rank": {"3": 1, "5": 2}}
     (tmp_path / "training.json").write_text(json.dumps(figures))
-    assert _training(Artifact(tmp_path, "", {})) == {
-        "steps": 12.0, "layers_of_rank.3": 1.0, "layers_of_rank.5": 2.0,
-    }  # fmt: skip
+    made = {"adapter": Artifact(tmp_path, "", {})}
+    assert _training(made) == Training("adalora", {"steps": 12.0}, {"3": 1, "5": 2}, "", {})
+
+
+def test_the_report_has_what_both_merges_of_qlora_differ_by(tmp_path: Path) -> None:
+    (tmp_path / "training.json").write_text('{"method": "qlora"}')
+    figures = {"onto": "nf4", "from_unmerged": {"base": {"kl_mean": 0.02}, "nf4": {"kl_mean": 1e-12}}}
+    (tmp_path / "stage.json").write_text(json.dumps({"figures": figures}))
+    folder = Artifact(tmp_path, "", {})
+    found = _training({"adapter": folder, "merged": folder})
+    assert found == Training("qlora", {}, {}, "nf4", {"base": 0.02, "nf4": 1e-12})
+
+
+def test_the_report_of_an_adapter_from_elsewhere_says_nothing_of_training(tmp_path: Path) -> None:
+    assert _training({}) == _training({"adapter": Artifact(tmp_path, "", {})}) == Training("", {}, {}, "", {})

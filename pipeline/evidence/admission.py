@@ -6,6 +6,7 @@ import json
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from pipeline.claims.finding import claims_of
 from pipeline.config import Gate
@@ -13,6 +14,7 @@ from pipeline.evidence.gate import judge
 from pipeline.evidence.report.html import draw
 from pipeline.evidence.report.junit import junit
 from pipeline.stage import RECORD, Artifact
+from pipeline.training.record import TRAINING
 from runtime.errors import GateError
 from runtime.manifest import verify
 from runtime.report import (
@@ -22,6 +24,7 @@ from runtime.report import (
     ParityReport,
     Report,
     TaskReport,
+    Training,
     from_json,
     to_json,
 )
@@ -55,7 +58,7 @@ def assemble(
         gate=judge(manifest.precision, gate, parity, task, latency, baseline),
         lineage={name: artifact.digest for name, artifact in made.items()},
         sizes={name: _size(artifact.path) for name, artifact in made.items()},
-        training=_training(made.get("adapter")),
+        training=_training(made),
         baseline="" if baseline is None else _named(baseline),
     )
 
@@ -111,12 +114,23 @@ def _size(path: Path) -> int:
     return sum(file.stat().st_size for file in path.rglob("*") if file.is_file() and file.name != RECORD)
 
 
-def _training(adapter: Artifact | None) -> dict[str, float]:
-    """Figures of the training, where the adapter was trained here; with AdaLoRA the layers of each rank."""
-    if adapter is None or not (adapter.path / "training.json").exists():
+def _training(made: Mapping[str, Artifact]) -> Training:
+    """What the training says of itself, and of the merge what was chosen by measuring."""
+    trained = _fields(made.get("adapter"), TRAINING)
+    merged = _fields(made.get("merged"), RECORD).get("figures", {})
+    figures = {name: float(value) for name, value in trained.items() if isinstance(value, int | float)}
+    return Training(
+        method=trained.get("method", ""),
+        figures=figures,
+        layers_of_rank=trained.get("layers_of_rank", {}),
+        merged_onto=merged.get("onto", ""),
+        kl_merged_onto={onto: found["kl_mean"] for onto, found in merged.get("from_unmerged", {}).items()},
+    )
+
+
+def _fields(artifact: Artifact | None, file: str) -> dict[str, Any]:
+    """A JSON object in an artifact's folder, empty where it came from elsewhere."""
+    if artifact is None or not (artifact.path / file).exists():
         return {}
-    figures = json.loads((adapter.path / "training.json").read_text(encoding="utf-8"))
-    layers = {f"layers_of_rank.{rank}": count for rank, count in figures.pop("layers_of_rank", {}).items()}
-    return {
-        name: float(value) for name, value in (figures | layers).items() if isinstance(value, int | float)
-    }
+    fields: dict[str, Any] = json.loads((artifact.path / file).read_text(encoding="utf-8"))
+    return fields

@@ -24,6 +24,7 @@ from pipeline.evidence.report.checks import Line, lines
 from pipeline.evidence.report.claims import Told, told
 from pipeline.evidence.report.fidelity import fidelity
 from pipeline.evidence.report.speed import Speed, bars, speed
+from pipeline.evidence.report.training import training
 from pipeline.evidence.report.words import LANGUAGES, Language, form, name, say
 from runtime.report import Report
 
@@ -42,6 +43,7 @@ class View:
     accuracy: Accuracy
     speed: Speed
     sizes: Chart
+    training: list[Chart]
     claims: list[Told]
 
 
@@ -74,5 +76,6 @@ def _view(report: Report, claims: Claims | None, language: Language) -> View:
         accuracy=accuracy(report, language),
         speed=speed(report, language),
         sizes=bars(language, "sizes", sizes),
+        training=training(report, language),
         claims=[] if claims is None else told(claims, language),
     )
