@@ -11,11 +11,22 @@ from typing import Any, Literal
 
 import torch
 from peft import AdaLoraConfig, LoraConfig, get_peft_model
-from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM, Qwen2Config, Qwen2ForCausalLM
+from transformers import (
+    AutoModelForCausalLM,
+    LlamaConfig,
+    LlamaForCausalLM,
+    MistralConfig,
+    MistralForCausalLM,
+    PreTrainedModel,
+    Qwen2Config,
+    Qwen2ForCausalLM,
+    Qwen3Config,
+    Qwen3ForCausalLM,
+)
 
 from pipeline.quiet import quiet_transformers
 
-Base = Literal["llama", "llama, tied", "llama, biases", "qwen2"]
+Base = Literal["llama", "llama, tied", "llama, biases", "qwen2", "qwen3", "mistral"]
 SEVEN = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 QKV = ["q_proj", "k_proj", "v_proj"]
 
@@ -70,6 +81,8 @@ CASES = (
     Case("r", "1", {"r": 1}),
     Case("r", "4", base="llama, tied"),
     Case("r", "4", base="qwen2"),
+    Case("r", "4", base="qwen3"),
+    Case("r", "4", base="mistral"),
     Case("lora_alpha", "3", {"lora_alpha": 3}),
     Case("target_modules", "list", {"target_modules": ["q_proj", "mlp.up_proj"]}),
     Case("target_modules", "pattern", {"target_modules": r".*\.1\.self_attn\.(k|o)_proj"}),
@@ -106,6 +119,10 @@ CASES = (
     Case("bias", "all, with DoRA", {"bias": "all", "use_dora": True}, "qwen2"),
     Case("lora_bias", "true: attention_bias and mlp_bias are set", {"lora_bias": True}),
     Case("lora_bias", "true: the bias is there", {"lora_bias": True}, "llama, biases"),
+    Case(
+        "lora_bias", "true: attention_bias is set", {"lora_bias": True, "target_modules": ["o_proj"]}, "qwen3"
+    ),
+    Case("lora_bias", "true", {"lora_bias": True}, "mistral", refused="lora_bias"),
     Case("lora_bias", "true: the bias is there", {"lora_bias": True, "target_modules": QKV}, "qwen2"),
     Case("lora_bias", "with bias all", {"lora_bias": True, "bias": "all", "target_modules": QKV}, "qwen2"),
     Case(
@@ -185,12 +202,17 @@ def make_base(base: Base, folder: Path) -> Path:
         "tie_word_embeddings": base == "llama, tied",
     }
     torch.manual_seed(1)
-    biased = base == "llama, biases"
-    model = (
-        Qwen2ForCausalLM(Qwen2Config(**shape))
-        if base == "qwen2"
-        else LlamaForCausalLM(LlamaConfig(**shape, attention_bias=biased, mlp_bias=biased))
-    )
+    model: PreTrainedModel
+    match base:
+        case "qwen2":
+            model = Qwen2ForCausalLM(Qwen2Config(**shape))
+        case "qwen3":
+            model = Qwen3ForCausalLM(Qwen3Config(**shape, head_dim=16))
+        case "mistral":
+            model = MistralForCausalLM(MistralConfig(**shape))
+        case _:
+            biased = base == "llama, biases"
+            model = LlamaForCausalLM(LlamaConfig(**shape, attention_bias=biased, mlp_bias=biased))
     for name, parameter in model.named_parameters():
         if name.endswith("bias"):
             torch.nn.init.normal_(parameter, std=0.5)

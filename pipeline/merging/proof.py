@@ -83,12 +83,11 @@ def prove(one: Opened, begin: Float32, stored: Array, start: int, stop: int) -> 
     exact = left @ right
     update_square = float(np.vdot(exact, exact))
     exact += begin
-    tolerance = _rounding_once(np.abs(values), one.tensor.dtype.name)
+    tolerance = _rounding_once(values, one.tensor.dtype.name)
     if left.shape[1]:
         # |B||A| without a product of matrices: no row times a column is more than their lengths' product.
-        reach = np.outer(
-            (left.shape[1] + 3) * _ROUNDING * row_norms(left), np.sqrt(np.square(right).sum(axis=0))
-        ).astype(np.float32)
+        rows = ((left.shape[1] + 3) * _ROUNDING * row_norms(left)).astype(np.float32)
+        reach = rows * np.sqrt(np.square(right).sum(axis=0)).astype(np.float32)
         if one.lengths is not None:
             reach += np.float32(_ROUNDING) * np.abs(exact).astype(np.float32)
             norms = row_norms(exact) if one.norms is None else one.norms
@@ -101,7 +100,8 @@ def prove(one: Opened, begin: Float32, stored: Array, start: int, stop: int) -> 
             update_square = float(np.vdot(difference, difference))
         tolerance += reach
     exact -= values
-    error = np.abs(exact, out=exact).astype(np.float32)
+    error = exact.astype(np.float32)
+    np.abs(error, out=error)
     error /= tolerance
     worst = float(error.max(initial=0.0))
     if not worst <= 1.0:
@@ -109,20 +109,20 @@ def prove(one: Opened, begin: Float32, stored: Array, start: int, stop: int) -> 
         at = [int(start + row), int(column)][: len(one.tensor.shape)]
         raise AdapterError(
             f'merged tensor "{one.tensor.name}" is not what the adapter makes of W0 at {at}: '
-            f"off by {exact[row, column]:.3g} where rounding explains {tolerance[row, column]:.3g}; "
+            f"off by {abs(exact[row, column]):.3g} where rounding explains {tolerance[row, column]:.3g}; "
             "merge again"
         )
     return Proof(worst, update_square, float(np.vdot(begin, begin)))
 
 
-def _rounding_once(size: Float32, dtype: str) -> Float32:
-    """What rounding to a type explains of absolute values: half the unit of the last place, which their
-    exponent alone gives; in a narrow type also the float32 sum that was rounded, 2⁻²² of the exponent.
+def _rounding_once(values: Float32, dtype: str) -> Float32:
+    """What rounding to a type explains: half the unit of the last place, which the exponent alone gives; in
+    a narrow type also the float32 sum that was rounded, 2⁻²² of the exponent's power.
 
     Below the normal range it is the whole unit: half of float32's smallest number is none.
     """
     bits, smallest = FORMATS[dtype]
-    power = (size.view(np.uint32) & np.uint32(0x7F80_0000)).view(np.float32)
+    power = (values.view(np.uint32) & np.uint32(0x7F80_0000)).view(np.float32)
     np.maximum(power, np.float32(2.0 ** (smallest + 1)), out=power)
     power *= np.float32(2.0 ** (-bits - 1) + (4 * _ROUNDING if bits < FLOAT32_BITS else 0.0))
     return power
