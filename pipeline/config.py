@@ -119,7 +119,7 @@ class Train(Section):
     alpha_pattern: dict[str, Positive] = {}
     """The same for alpha."""
     modules_to_save: tuple[str, ...] = ()
-    """Layers that are trained whole and saved with the adapter: norms, the embedding, the head."""
+    """Layers trained whole, in float32, and saved with the adapter: norms, the embedding, the head."""
     adalora_init_r: Rank | None = None
     """Rank that every layer starts with; unset: 1.5 r."""
     adalora_tinit: Share = 0.1

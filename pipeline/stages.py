@@ -81,7 +81,8 @@ def adapter(config: Config, base: Artifact, data: Artifact) -> Plan:
         return train(config, base.path, data.path, out, scratch, progress)
 
     settings = {"seed": config.seed, "system": config.data.system, **config.train.model_dump(mode="json")}
-    return Plan(Stage("adapter", "pipeline.train", _TRAINING, settings, {"base": base, "data": data}), work)
+    libraries = (*_TRAINING, "bitsandbytes") if config.train.method == "qlora" else _TRAINING
+    return Plan(Stage("adapter", "pipeline.train", libraries, settings, {"base": base, "data": data}), work)
 
 
 def merged(base: Artifact, adapter: Artifact, onto: Onto = "base") -> Plan:

@@ -120,7 +120,8 @@ def _train(
     main, count = processes.is_main_process, processes.num_processes
     rows_per_step = settings.gradient_accumulation * count
     set_seed(config.seed)
-    model = load_base(base, precision, four_bit=settings.method == "qlora")
+    four_bit = settings.method == "qlora"
+    model = load_base(base, precision, four_bit=four_bit)
     refuse_wrong_targets(settings, model)
     train_split, validation = _splits(config, base, data, model.config.max_position_embeddings)
     total_steps = settings.max_steps or math.ceil(
@@ -141,7 +142,7 @@ def _train(
                 "data": artifact(data).digest,
                 "precision": {"device": precision.device, "dtype": str(precision.dtype)},
                 "processes": count,
-                "libraries": dict(versions(_LIBRARIES)),
+                "libraries": dict(versions((*_LIBRARIES, "bitsandbytes") if four_bit else _LIBRARIES)),
             },
         )
     processes.wait_for_everyone()
@@ -150,7 +151,9 @@ def _train(
         return mean_loss(adapted, validation.rows, precision.device)
 
     allocation = RankAllocation(adapted) if rank_schedule else None
-    stopping = EarlyStopping(adapted, validate, settings) if settings.eval_steps else None
+    stopping = None
+    if settings.eval_steps is not None:
+        stopping = EarlyStopping(adapted, validate, settings.eval_steps, settings.patience)
     extras = [extra for extra in (allocation, stopping) if extra is not None]
     watch = Watch(
         progress, (lambda: orthogonality_penalty(adapted) / rows_per_step) if rank_schedule else None

@@ -129,6 +129,13 @@ def test_a_wrong_config_is_one_clear_sentence(
     assert caught.value.exit_code == 2
 
 
+def test_values_out_of_range_are_all_named(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError) as caught:
+        load_config(written(tmp_path), ("train.r=0", "train.alpha=-2.0", "train.dropout=1.5"))
+    for key in ("train.r", "train.alpha", "train.dropout"):
+        assert f'"{key}": Input should be' in str(caught.value)
+
+
 def test_keys_that_adalora_would_pass_over_are_all_named(tmp_path: Path) -> None:
     overrides = ("method=adalora", "rslora=true", "rank_pattern.q_proj=4", "alpha_pattern.q_proj=4.0")
     more = ("eval_steps=2", "patience=2")

@@ -10,7 +10,6 @@ import pytest
 import torch
 from transformers import TrainerControl, TrainerState, TrainingArguments
 
-from pipeline.config import Train
 from pipeline.training.best import EarlyStopping, Measurements
 from runtime.errors import TrainingError
 from tests.tiny_training import KilledError, config, killed_at, run, write_data
@@ -31,8 +30,7 @@ class Told:
     def __init__(self, losses: list[float], patience: int | None, every: int = 1) -> None:
         self.model = torch.nn.Linear(1, 1, bias=False)
         self._losses = iter(losses)
-        settings = Train(eval_steps=every, patience=patience)
-        self.stopping = EarlyStopping(self.model, lambda: next(self._losses), settings)
+        self.stopping = EarlyStopping(self.model, lambda: next(self._losses), every, patience)
 
     def step(self, number: int, last: int = 100) -> bool:
         with torch.no_grad():

@@ -22,6 +22,7 @@ from pipeline.training.adalora import orthogonality_penalty, schedule
 from pipeline.training.batches import collate
 from pipeline.training.loading import load_base, qlora_obstacle
 from pipeline.training.lora import fused_lora
+from pipeline.training.optimizer import adamw
 from pipeline.training.precision import Precision
 from pipeline.training.variants import adapted_by
 from runtime.errors import ConfigError
@@ -142,6 +143,22 @@ def test_a_training_killed_behind_its_last_step_makes_no_further_one(
     resumed, figures = run(settings, tiny_checkpoint, data, tmp_path / "resumed", tmp_path / "work")
     assert (figures["resumed_from_step"], figures["steps"]) == (2, 4)
     assert (whole / WEIGHTS).read_bytes() == (resumed / WEIGHTS).read_bytes()
+
+
+def test_loraplus_has_b_alone_learn_faster(tiny_checkpoint: Path, method: str) -> None:
+    settings = Train.model_validate({"method": method, "loraplus_ratio": 4.0, "learning_rate": 1e-3})
+    with quiet_transformers():
+        model = adapted_by(loaded(tiny_checkpoint, method), settings, schedule(settings, 10))
+    names = {id(weight): name for name, weight in model.named_parameters()}
+    rates = {
+        names[id(weight)]: group["lr"]
+        for group in adamw(model, settings).param_groups
+        for weight in group["params"]
+    }
+    assert {rate for name, rate in rates.items() if "lora_B" in name} == {4e-3}
+    assert {rate for name, rate in rates.items() if "lora_B" not in name} == {1e-3}
+    assert rates.keys() == {name for name, weight in model.named_parameters() if weight.requires_grad}
+    assert all(".lora_" in name for name in rates)
 
 
 def test_dropout_acts_in_every_method(tiny_checkpoint: Path, data: Path, tmp_path: Path, method: str) -> None:

@@ -15,7 +15,6 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from pipeline.config import Train
 from pipeline.training.watch import ADVICE
 from runtime.errors import TrainingError
 
@@ -53,11 +52,13 @@ class EarlyStopping(TrainerCallback):
     Rank 0's loss counts for all ranks, so that they stop together.
     """
 
-    def __init__(self, model: torch.nn.Module, validate: Callable[[], float], settings: Train) -> None:
+    def __init__(
+        self, model: torch.nn.Module, validate: Callable[[], float], eval_steps: int, patience: int | None
+    ) -> None:
         self._model = model
         self._validate = validate
-        self._every = settings.eval_steps or 1
-        self._patience = settings.patience
+        self._every = eval_steps
+        self._patience = patience
         self._best: dict[str, torch.Tensor] = {}
         self.found = Measurements()
 

@@ -39,7 +39,7 @@ class Watch(TrainerCallback):
 
     @property
     def seconds(self) -> float:
-        """Time since the first of them began."""
+        """Time since the first of them began, measurements of the validation loss included."""
         return time.monotonic() - self._started
 
     def loss(self, outputs: Any, labels: torch.Tensor, num_items_in_batch: torch.Tensor) -> torch.Tensor:
