@@ -12,16 +12,13 @@ from transformers.utils import logging as transformers_logging
 
 @contextmanager
 def quiet_transformers() -> Iterator[None]:
-    """Have transformers, PEFT and bitsandbytes report errors alone; as it was before afterwards.
+    """Have transformers and PEFT report errors alone; as it was before afterwards.
 
     What they warn each other of (PEFT uses names that transformers has deprecated) is for them to mend;
     a warning about a model's call is raised where torch.nn makes that call.
     """
     verbosity, bars = transformers_logging.get_verbosity(), transformers_logging.is_progress_bar_enabled()
-    quantizer = logging.getLogger("bitsandbytes")
-    level = quantizer.level
     transformers_logging.set_verbosity(logging.ERROR)
-    quantizer.setLevel(logging.ERROR)  # it warns of a faster kernel that it did not find
     transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     try:
         with warnings.catch_warnings():
@@ -35,7 +32,6 @@ def quiet_transformers() -> Iterator[None]:
             warnings.filterwarnings("ignore", r"Model has `tie_word_embeddings=True` and a tied layer")
             yield
     finally:
-        quantizer.setLevel(level)
         transformers_logging.set_verbosity(verbosity)
         if bars:
             transformers_logging.enable_progress_bar()  # type: ignore[no-untyped-call]
