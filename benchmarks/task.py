@@ -38,6 +38,7 @@ from pipeline.evidence.answers import BASE, bundle_replies, question, torch_answ
 from pipeline.evidence.latency import this_machine
 from pipeline.evidence.task import BUNDLE, UNMERGED, Question, Reply, task_report
 from pipeline.evidence.torch_model import TorchModel
+from pipeline.merging.qlora import trained_beside
 from pipeline.stage import Progress
 from runtime import Assistant
 from runtime.calls import load_tools
@@ -160,28 +161,33 @@ def compare(config: Config, methods: Sequence[str], utterances: int | None, runs
         replies[UNMERGED] = test.torch(base, adapter, UNMERGED, told)
     for method in methods:
         if method == FULL:
-            with (
-                tempfile.TemporaryDirectory(dir=runs) as name,
-                StageDisplay(Console(stderr=True), FULL) as told,
-            ):
-                minutes[FULL] = train_full(config, shipped, Path(name), told)
-                replies[FULL] = test.torch(Path(name), None, FULL, told)
+            replies[FULL], minutes[FULL] = full(config, shipped, test)
         elif method != "lora":
-            variant = config.model_copy(
-                update={
-                    "name": f"{config.name}-{method}",
-                    "train": config.train.model_copy(update={"method": method}),
-                }
-            )
-            built = made(variant, runs, "adapter")
-            minutes[method] = trained_minutes(built)
-            with StageDisplay(Console(stderr=True), method) as told:
-                replies[method] = test.torch(built.run / "base", built.run / "adapter", method, told)
+            replies[method], minutes[method] = variant(config, method, runs, test)
     with StageDisplay(Console(stderr=True), config.name) as told:
         replies[BUNDLE] = test.bundle(shipped.run / "candidate", told)
         replies[INT4] = test.bundle(int4.run / "candidate", told)
     contenders = task_report(test.questions, replies).contenders
     return [Line(contender, minutes.get(contender.name)) for contender in contenders]
+
+
+def variant(config: Config, method: str, runs: Path, test: Test) -> tuple[list[Reply], float]:
+    """Replies of another method of the family, trained by the same recipe, and the minutes that took."""
+    train = config.train.model_copy(update={"method": method})
+    built = made(
+        config.model_copy(update={"name": f"{config.name}-{method}", "train": train}), runs, "adapter"
+    )
+    adapter = built.run / "adapter"
+    with tempfile.TemporaryDirectory(dir=runs) as name, StageDisplay(Console(stderr=True), method) as told:
+        beside = trained_beside(built.run / "base", adapter, Path(name), told)
+        return test.torch(beside, adapter, method, told), trained_minutes(built)
+
+
+def full(config: Config, built: Built, test: Test) -> tuple[list[Reply], float]:
+    """Replies after full fine-tuning on the rows that LoRA trains on, and the minutes that took."""
+    with tempfile.TemporaryDirectory(dir=built.run) as name, StageDisplay(Console(stderr=True), FULL) as told:
+        minutes = train_full(config, built, Path(name), told)
+        return test.torch(Path(name), None, FULL, told), minutes
 
 
 def made(config: Config, runs: Path, until: str) -> Built:

@@ -143,6 +143,24 @@ def test_a_qlora_build_is_true_to_the_model_with_4_bit_weights(project: Path, tm
     assert result.report.parity.hops[0].origin.relative_error.value < 1e-5
 
 
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        ("train.method=dora",),
+        ("train.method=adalora", "train.r=4", "train.adalora_tinit=0.0"),
+        ('train.modules_to_save=["lm_head", "model.norm"]', "train.dtype=float32"),
+    ],
+    ids=["dora", "adalora", "whole modules"],
+)
+def test_what_any_method_trained_is_what_ships(
+    project: Path, tmp_path: Path, overrides: tuple[str, ...]
+) -> None:
+    result = build(settings(project, *overrides), tmp_path, Recorder())
+    assert result.report is not None
+    assert result.report.gate.verdict == "pass"
+    assert all(hop.origin.relative_error.value < 1e-4 for hop in result.report.parity.hops)
+
+
 def test_a_build_leaves_every_stage_and_an_admitted_bundle(built: tuple[Built, Recorder], runs: Path) -> None:
     result, recorder = built
     assert tuple(recorder.ran) == RUN
