@@ -17,6 +17,9 @@ other form on CPU.
 
 `head.onnx` maps hidden_states to the logits of every position with the same bytes of model.onnx.data:
 whoever scores a text and whoever generates one use the same weights.
+
+A switchable graph has the factors of LoRA adapters as further inputs, which may be left out
+(`export.branches`); adapter_sites.json names them.
 """
 
 from __future__ import annotations
@@ -30,6 +33,7 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from export.architecture import Architecture, read_architecture
+from export.branches import Branches, Switchable
 from export.calibration import Calibration
 from export.external_data import ExternalData
 from export.matrix import (
@@ -67,6 +71,7 @@ def write_graph(
     context: int,
     progress: Progress,
     calibration: Calibration | None = None,
+    switchable: Switchable | None = None,
 ) -> None:
     """Write model.onnx, head.onnx and the model.onnx.data of both into the directory `out`.
 
@@ -81,6 +86,7 @@ def write_graph(
         progress: hears of each layer.
         calibration: with it, int8 rounds what gate and up read as a whole, smoothed, in every layer
             where that leaves no outlier. Other precisions make no use of it.
+        switchable: with it, the graph takes adapters, and adapter_sites.json says where.
 
     Raises:
         CheckpointError: the checkpoint is damaged, or has not the tensors its config promises.
@@ -90,6 +96,11 @@ def write_graph(
     if not 0 < context <= architecture.max_positions:
         raise ExportError(
             f"a context of {context} tokens was asked for; the checkpoint's is {architecture.max_positions}"
+        )
+    if switchable is not None and calibration is not None:
+        raise ExportError(
+            "a switchable graph cannot be calibrated: smoothing scales what an adapter reads; "
+            "set export.calibration_conversations = 0"
         )
     weights = Checkpoint(checkpoint)
     _check_shapes(architecture, weights)
@@ -102,6 +113,7 @@ def write_graph(
             block_size,
             context,
             calibration if precision == "int8" else None,
+            switchable,
         )
         decoder.write(out, progress)
 
@@ -118,6 +130,7 @@ class _Decoder:
         block_size: int,
         context: int,
         calibration: Calibration | None,
+        switchable: Switchable | None,
     ) -> None:
         self.architecture = architecture
         self.weights = weights
@@ -129,11 +142,14 @@ class _Decoder:
         self.dtype = FLOAT_TYPES["fp16" if precision == "fp16" else "fp32"]
         self.type = ir.DataType.from_numpy(self.dtype)
         self.nodes = Nodes()
+        self.ids = ir.val("input_ids", ir.DataType.INT64, ["batch", "new"])
+        self.branches: Branches | None = None
+        if switchable is not None:
+            self.branches = Branches(self.nodes, self.ids, switchable, self.dtype)
 
     def write(self, out: Path, progress: Progress) -> None:
         """Write both graphs and their data."""
-        a, nodes = self.architecture, self.nodes
-        ids = ir.val("input_ids", ir.DataType.INT64, ["batch", "new"])
+        a, nodes, ids = self.architecture, self.nodes, self.ids
         mask = ir.val("attention_mask", ir.DataType.INT64, ["batch", "total"])
         lengths = self._lengths(mask)
         rotation = [
@@ -143,6 +159,8 @@ class _Decoder:
         embedding = self._table(EMBEDDING)
         head = embedding if a.tied else self._table(HEAD)
         residual = embedding.look_up(nodes, ids, "embedding")
+        if self.branches:
+            residual = self.branches.rows(residual, a.hidden, "embedding.rows")
         x = nodes.add(
             "SimplifiedLayerNormalization",
             (residual, self._vector("model.layers.0.input_layernorm.weight")),
@@ -158,17 +176,21 @@ class _Decoder:
             expanded, residual = self._mlp(layer, residual, attended)
             last = layer == a.layers - 1
             norm = "model.norm" if last else f"model.layers.{layer + 1}.input_layernorm"
+            rows = "hidden_states.rows" if self.branches else "hidden_states"
             x, residual = self._norm(
-                residual, expanded, norm, "hidden_states" if last else f"layers.{layer + 1}.attention.input"
+                residual, expanded, norm, rows if last else f"layers.{layer + 1}.attention.input"
             )
             inputs += past
             outputs += present
-        hidden = x
+        hidden = self.branches.whole(x, "hidden_states") if self.branches else x
         hidden.type, hidden.shape = ir.TensorType(self.type), ir.Shape(["batch", "new", a.hidden])
         final = nodes.add(
             "Gather", (hidden, nodes.inline("last", np.array([-1]))), "last_hidden", {"axis": 1}
         )
         logits = self._logits(nodes, head, final, 1)
+        if self.branches:
+            inputs += self.branches.inputs
+            self.branches.write(out)
         nodes.save(out / "model.onnx", "decoder", inputs, [logits, hidden, *outputs])
         self._write_head(out, head)
         progress("layer", a.layers, a.layers)
@@ -198,7 +220,10 @@ class _Decoder:
         a, nodes = self.architecture, self.nodes
         source, name = f"model.layers.{layer}.self_attn", f"layers.{layer}.attention"
         projections = [f"{source}.{part}_proj" for part in ("q", "k", "v")]
-        qkv = self._project(f"{source}.qkv_proj", projections, x, f"{name}.qkv", a.qkv_bias)
+        rows = f"{name}.qkv.rows" if self.branches else f"{name}.qkv"
+        qkv = self._project(f"{source}.qkv_proj", projections, x, rows, a.qkv_bias)
+        if self.branches:
+            qkv = self.branches.whole(qkv, f"{name}.qkv")
         heads: list[ir.Value | None] = [qkv, None, None]
         if a.qk_norm:
             heads = self._normalized_heads(source, name, qkv)
@@ -220,6 +245,8 @@ class _Decoder:
         )
         for part in (key, value):
             part.type, part.shape = ir.TensorType(self.type), self._cache_shape("present")
+        if self.branches:
+            mixed = self.branches.rows(mixed, a.heads * a.head_dim, f"{name}.mixed.rows")
         output = self._project(
             f"{source}.o_proj", [f"{source}.o_proj"], mixed, f"{name}.output", a.output_bias
         )
@@ -331,7 +358,13 @@ class _Decoder:
         else:
             matrix = store_matrix(self.data, self.weights, f"{name}.weight", matrices, self.dtype)
         bias = self._biases(sources) if with_bias else None
-        return matrix.multiply(self.nodes, x, output, bias)
+        if self.branches is None:
+            return matrix.multiply(self.nodes, x, output, bias)
+        product = matrix.multiply(self.nodes, x, f"{output}.base", bias)
+        rows = {matrix: self.weights.shape(matrix)[0] for matrix in matrices}
+        columns = self.weights.shape(matrices[0])[1]
+        named = name.replace(".self_attn.", ".attn.")  # as onnxruntime-genai's model builder has it
+        return self.branches.beside(named, rows, columns, x, product, output)
 
     def _biases(self, sources: Sequence[str]) -> NDArray[np.generic]:
         return np.concatenate([self._read_vector(f"{source}.bias") for source in sources])

@@ -1,4 +1,4 @@
-"""Token ids → logits: one ONNX Runtime session over a key/value cache that is updated in place.
+"""Token ids → logits: conversations over one ONNX Runtime session, each with a cache updated in place.
 
 Shapes: S tokens fed at once, C the context, V the vocabulary, H the hidden size, K key/value heads,
 D the head size.
@@ -8,11 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from threading import Lock
 
 import numpy as np
 import onnxruntime
 from numpy.typing import NDArray
 
+from runtime.adapters import Adapter
 from runtime.conversation import Conversation, Mark, refuse_not_finite
 from runtime.errors import BundleError, InferenceError
 from runtime.session import Provider, first_line, open_session
@@ -27,7 +29,11 @@ class Decoder:
     """One conversation over a model.onnx whose caches are bound as both past and present.
 
     Every buffer is allocated once, at the full context. The attention mask is likewise one buffer
-    (1, C), ones up to the current length. Not for use by several threads at once.
+    (1, C), ones up to the current length. One decoder is not for several threads at once; several
+    decoders of one session are (`beside`).
+
+    Attributes:
+        adapter: whose factors are bound; None: the graph's own weights alone.
     """
 
     def __init__(
@@ -45,26 +51,31 @@ class Decoder:
             UsageError: threads or provider cannot be had here.
             BundleError: the graph cannot be opened or is not the graph that this class drives.
         """
-        self._directory = directory
-        self._options = (threads, provider, spin)
-        self._session = open_session(directory / "model.onnx", *self._options)
-        self._head: onnxruntime.InferenceSession | None = None
+        self._start(_Model(directory, threads, provider, spin), context, vocabulary, None)
+
+    def beside(self, adapter: Adapter | None) -> Decoder:
+        """An empty conversation of its own over the same session, with or without an adapter.
+
+        Raises:
+            BundleError: the graph does not take the adapter's tensors.
+        """
+        if adapter is not None and (unknown := sorted(adapter.values.keys() - self._model.optional)):
+            raise BundleError(f"model.onnx has no inputs for the adapter {adapter.name}:", unknown)
+        other = Decoder.__new__(Decoder)
+        other._start(self._model, self.context, self.vocabulary, adapter)
+        return other
+
+    def _start(self, model: _Model, context: int, vocabulary: int, adapter: Adapter | None) -> None:
+        self._model = model
         self.context = context
         self.vocabulary = vocabulary
-        self.provider = provider
+        self.provider = model.provider
+        self.adapter = adapter
         self._conversation = Conversation(context, vocabulary)
-        inputs = {value.name: value for value in self._session.get_inputs()}
-        self._caches = {name: value for name, value in inputs.items() if name.startswith("past_key_values.")}
-        if set(inputs) != {"input_ids", "attention_mask", *self._caches} or not self._caches:
-            raise BundleError(f"model.onnx has unexpected inputs: {', '.join(sorted(inputs))}")
-        hidden = next((v for v in self._session.get_outputs() if v.name == "hidden_states"), None)
-        if hidden is None or hidden.type not in _DTYPES:
-            raise BundleError("model.onnx has no output hidden_states")
-        self._hidden_size, self._hidden_dtype = int(hidden.shape[-1]), _DTYPES[hidden.type]
         self._mask = np.zeros((1, context), np.int64)
         self._logits = np.zeros((1, 1, vocabulary), np.float32)
         self._token = np.zeros((1, 1), np.int64)
-        self._buffers = self._empty_caches(context)
+        self._buffers = model.empty_caches(context)
         # Decoding binds its one token once; a chunk of another length binds its own input each time.
         self._one = self._bind(self._buffers, self._mask)
         self._many = self._bind(self._buffers, self._mask)
@@ -112,19 +123,18 @@ class Decoder:
             InferenceError: the logits are not finite.
         """
         ids = self._conversation.checked(tokens, 0)
-        hidden = np.empty((1, ids.size, self._hidden_size), self._hidden_dtype)  # (1, S, H)
-        binding = self._session.io_binding()
+        hidden = np.empty((1, ids.size, self._model.hidden_size), self._model.hidden_dtype)  # (1, S, H)
+        binding = self._model.session.io_binding()
         binding.bind_cpu_input("input_ids", ids[None])
         binding.bind_cpu_input("attention_mask", np.ones((1, ids.size), np.int64))
-        self._bind_caches(binding, self._empty_caches(ids.size))
+        self._bind_values(binding, self._model.empty_caches(ids.size))
         binding.bind_output("hidden_states", "cpu", 0, hidden.dtype, hidden.shape, hidden.ctypes.data)
         self._run(binding)
-        if self._head is None:
-            self._head = open_session(self._directory / "head.onnx", *self._options)
-        name = self._head.get_inputs()[0].name
+        head = self._model.head()
+        name = head.get_inputs()[0].name
         logits = np.empty((ids.size, self.vocabulary), np.float32)
         for at in range(0, ids.size, SCORE_ROWS):
-            logits[at : at + SCORE_ROWS] = self._head.run(None, {name: hidden[:, at : at + SCORE_ROWS]})[0][0]
+            logits[at : at + SCORE_ROWS] = head.run(None, {name: hidden[:, at : at + SCORE_ROWS]})[0][0]
         refuse_not_finite(logits)
         return logits
 
@@ -152,11 +162,61 @@ class Decoder:
 
     def _run(self, binding: onnxruntime.IOBinding) -> None:
         try:
-            self._session.run_with_iobinding(binding)
+            self._model.session.run_with_iobinding(binding)
         except Exception as error:
             raise InferenceError(f"ONNX Runtime stopped: {first_line(error)}") from error
 
-    def _empty_caches(self, length: int) -> dict[str, onnxruntime.OrtValue]:
+    def _bind(
+        self, caches: dict[str, onnxruntime.OrtValue], mask: NDArray[np.int64]
+    ) -> onnxruntime.IOBinding:
+        binding = self._model.session.io_binding()
+        binding.bind_cpu_input("attention_mask", mask)
+        self._bind_values(binding, caches)
+        binding.bind_output("logits", "cpu", 0, np.float32, self._logits.shape, self._logits.ctypes.data)
+        return binding
+
+    def _bind_values(self, binding: onnxruntime.IOBinding, caches: dict[str, onnxruntime.OrtValue]) -> None:
+        """Bind caches and the adapter's factors.
+
+        The factors are bound, since ONNX Runtime leaves out the active adapters of RunOptions, with no more
+        than a warning, when it runs with a binding.
+        """
+        for name, cache in caches.items():
+            binding.bind_ortvalue_input(name, cache)
+            binding.bind_ortvalue_output(name.replace("past_key_values.", "present."), cache)
+        if self.adapter is not None:
+            for name, factor in self.adapter.values.items():
+                binding.bind_ortvalue_input(name, factor)
+
+
+class _Model:
+    """What all conversations over one model.onnx share. For several threads at once."""
+
+    def __init__(self, directory: Path, threads: int, provider: Provider, spin: bool) -> None:
+        self._directory = directory
+        self._options = (threads, provider, spin)
+        self._head: onnxruntime.InferenceSession | None = None
+        self._head_lock = Lock()
+        self.provider = provider
+        self.session = open_session(directory / "model.onnx", *self._options)
+        self.optional = {value.name for value in self.session.get_overridable_initializers()}
+        inputs = {value.name: value for value in self.session.get_inputs()}
+        self._caches = {name: value for name, value in inputs.items() if name.startswith("past_key_values.")}
+        if set(inputs) != {"input_ids", "attention_mask", *self._caches} or not self._caches:
+            raise BundleError(f"model.onnx has unexpected inputs: {', '.join(sorted(inputs))}")
+        hidden = next((v for v in self.session.get_outputs() if v.name == "hidden_states"), None)
+        if hidden is None or hidden.type not in _DTYPES:
+            raise BundleError("model.onnx has no output hidden_states")
+        self.hidden_size, self.hidden_dtype = int(hidden.shape[-1]), _DTYPES[hidden.type]
+
+    def head(self) -> onnxruntime.InferenceSession:
+        """head.onnx, opened when somebody scores."""
+        with self._head_lock:
+            if self._head is None:
+                self._head = open_session(self._directory / "head.onnx", *self._options)
+            return self._head
+
+    def empty_caches(self, length: int) -> dict[str, onnxruntime.OrtValue]:
         """Caches (1, K, length, D), each layer's keys and values; zero pages cost nothing until written."""
         caches = {}
         for name, value in self._caches.items():
@@ -168,17 +228,3 @@ class Decoder:
             zeros = np.zeros((1, heads, length, size), _DTYPES[value.type])
             caches[name] = onnxruntime.OrtValue.ortvalue_from_numpy(zeros, self.provider)
         return caches
-
-    def _bind(
-        self, caches: dict[str, onnxruntime.OrtValue], mask: NDArray[np.int64]
-    ) -> onnxruntime.IOBinding:
-        binding = self._session.io_binding()
-        binding.bind_cpu_input("attention_mask", mask)
-        self._bind_caches(binding, caches)
-        binding.bind_output("logits", "cpu", 0, np.float32, self._logits.shape, self._logits.ctypes.data)
-        return binding
-
-    def _bind_caches(self, binding: onnxruntime.IOBinding, caches: dict[str, onnxruntime.OrtValue]) -> None:
-        for name, cache in caches.items():
-            binding.bind_ortvalue_input(name, cache)
-            binding.bind_ortvalue_output(name.replace("past_key_values.", "present."), cache)

@@ -1,0 +1,149 @@
+"""An adapter file → tensors that can be bound to a switchable graph, or a refusal.
+
+Nothing is read from an adapter file before its digest is that of its record. The tensors are copied, so
+that the file may be replaced or deleted while its adapter answers.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import onnxruntime
+from numpy.typing import NDArray
+
+from runtime.errors import BundleError
+from runtime.session import first_line
+from runtime.sites import (
+    RECORD_SUFFIX,
+    SCALES,
+    AdapterRecord,
+    FactorType,
+    Site,
+    Sites,
+    foreign,
+    read_adapter_record,
+)
+
+_TYPES: Mapping[FactorType, type[np.generic]] = {
+    "float32": np.float32,
+    "float16": np.float16,
+    "int8": np.int8,
+}
+_Tensors = Mapping[str, NDArray[np.generic]]
+
+
+@dataclass(frozen=True, eq=False)
+class Adapter:
+    """An adapter that fits a graph.
+
+    Attributes:
+        name: the task it is for.
+        digest: sha256 of its file.
+        rank: largest of one weight's update.
+        values: graph input → factor, of the graph's type.
+    """
+
+    name: str
+    digest: str
+    rank: int
+    values: Mapping[str, onnxruntime.OrtValue]
+
+
+def load_adapter(file: Path, sites: Sites, tokenizer: str, template: str) -> Adapter:
+    """Read NAME.onnx_adapter and the NAME.json beside it.
+
+    Args:
+        file: the adapter.
+        sites: of the graph that it is for.
+        tokenizer: sha256 of the tokenizer.json it will be used with.
+        template: sha256 of the chat_template.jinja it will be used with.
+
+    Raises:
+        BundleError: the adapter is missing, damaged or malformed, does not fit the graph, or belongs to
+            another base, tokenizer or template. All problems are listed.
+    """
+    record = read_adapter_record(file.with_suffix(RECORD_SUFFIX))
+    problems = foreign(record.belongs, sites, tokenizer, template)
+    if not 1 <= record.rank <= sites.most_rank:
+        problems.append(f"its rank is {record.rank}; this graph takes 1 to {sites.most_rank}")
+    problems += _damage(file, record)
+    if not problems:
+        tensors = _read(file)
+        touched = [
+            site for site in sites.sites if any(p.tensor in record.belongs.tensors for p in site.parts)
+        ]
+        problems = list(_misfits(tensors, touched, record.dtype, sites.most_rank))
+    if not problems:
+        dtype = np.dtype(sites.dtype)
+        factors = {name: values for site in touched for name, values in _expanded(tensors, site, dtype)}
+        problems = [
+            f'"{name}" has values that are not finite in {dtype}'
+            for name, values in factors.items()
+            if not np.isfinite(values).all()
+        ]
+    if problems:
+        raise BundleError(f"the adapter {file.name} is refused; install one made for this model:", problems)
+    bound = {name: onnxruntime.OrtValue.ortvalue_from_numpy(values) for name, values in factors.items()}
+    return Adapter(record.name, record.sha256, record.rank, bound)
+
+
+def _damage(file: Path, record: AdapterRecord) -> list[str]:
+    try:
+        with file.open("rb") as stream:
+            digest = hashlib.file_digest(stream, "sha256").hexdigest()
+        size = file.stat().st_size
+    except OSError as error:
+        return [f"it cannot be read: {error.strerror}"]
+    if size != record.size:
+        return [f"it has {size} bytes instead of {record.size}"]
+    return [] if digest == record.sha256 else ["it was changed"]
+
+
+def _read(file: Path) -> dict[str, NDArray[np.generic]]:
+    try:
+        parameters = onnxruntime.AdapterFormat.read_adapter(str(file)).get_parameters()
+        # A copy of each: the values that ONNX Runtime gives are views of the mapped file.
+        return {name: np.array(value.numpy()) for name, value in parameters.items()}
+    except Exception as error:  # its exception classes share no base but Exception
+        raise BundleError(f"ONNX Runtime cannot read the adapter {file.name}: {first_line(error)}") from error
+
+
+def _misfits(tensors: _Tensors, touched: list[Site], dtype: FactorType, most_rank: int) -> Iterator[str]:
+    """How the tensors differ from what the sites that the adapter changes ask for."""
+    suffixes = ("", SCALES) if dtype == "int8" else ("",)
+    expected = {f"{name}{suffix}" for site in touched for name in (site.a, site.b) for suffix in suffixes}
+    yield from (f'"{name}" is missing' for name in sorted(expected - tensors.keys()))
+    yield from (f'"{name}" has no place in the graph' for name in sorted(tensors.keys() - expected))
+    for site in touched:
+        if not all(f"{name}{suffix}" in tensors for name in (site.a, site.b) for suffix in suffixes):
+            continue
+        a, b = tensors[site.a], tensors[site.b]
+        rank = a.shape[-1] if a.ndim else 0
+        most = most_rank * len(site.parts)
+        if a.shape != (site.columns, rank) or b.shape != (rank, site.rows) or not 1 <= rank <= most:
+            yield (
+                f'"{site.a}" and its B have shapes {list(a.shape)} and {list(b.shape)}; the graph takes '
+                f"[{site.columns}, R] and [R, {site.rows}], R from 1 to {most}"
+            )
+        for name in (site.a, site.b):
+            if tensors[name].dtype != _TYPES[dtype]:
+                yield f'"{name}" is {tensors[name].dtype} instead of {dtype}'
+            scales = tensors.get(f"{name}{SCALES}")
+            if dtype == "int8" and (scales is None or scales.shape != (rank,) or scales.dtype != np.float32):
+                yield f'"{name}{SCALES}" must be {rank} values in float32'
+
+
+def _expanded(
+    tensors: _Tensors, site: Site, dtype: np.dtype[np.generic]
+) -> Iterator[tuple[str, NDArray[np.generic]]]:
+    """The two inputs of a site in the graph's type; a scale is of one rank: a column of A, a row of B."""
+    for name, others in ((site.a, 0), (site.b, 1)):
+        values = tensors[name]
+        if (scales := tensors.get(f"{name}{SCALES}")) is not None:
+            values = values.astype(np.float32) * np.expand_dims(scales, others)
+        with np.errstate(over="ignore"):  # what overflows is infinite, and refused for it
+            yield name, np.ascontiguousarray(values, dtype)
