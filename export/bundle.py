@@ -6,20 +6,23 @@ Weights are linked, not copied, where the file system can; no input is changed.
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import json
 import os
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
 import onnx
 
 from runtime import calls
+from runtime.adapters import load_adapter
 from runtime.calls import AnswerForm, call_grammar, load_tools
-from runtime.errors import ExportError, GateError, UsageError
+from runtime.errors import ExportError, GateError, TaskError, UsageError
 from runtime.manifest import (
     FORMAT_VERSION,
+    AdapterEntry,
     Exporter,
     GateCheck,
     GateSummary,
@@ -33,9 +36,12 @@ from runtime.manifest import (
     write_manifest,
 )
 from runtime.report import GateReport
+from runtime.sites import SITES, read_sites, record_name
 
 NEEDED = ("model.onnx", "genai_config.json", "tokenizer.json", "tokenizer_config.json", "chat_template.jinja")
-OPTIONAL = ("model.onnx.data", "model.onnx_data", "head.onnx", "special_tokens_map.json")
+OPTIONAL = ("model.onnx.data", "model.onnx_data", "head.onnx", "special_tokens_map.json", SITES)
+ADAPTERS = "adapters"
+"""The bundle's directory of adapters."""
 MINIMUM_ONNXRUNTIME = "1.28.1"
 """The first with all operators the graph uses and without known holes in reading external data."""
 STANDARD_DOMAIN = "ai.onnx"
@@ -67,7 +73,9 @@ def answer_form(exported: Path) -> AnswerForm:
     return calls.answer_form(template)
 
 
-def package(exported: Path, out: Path, tools: Path, description: Description) -> Manifest:
+def package(
+    exported: Path, out: Path, tools: Path, description: Description, adapters: Sequence[Path] = ()
+) -> Manifest:
     """Make a candidate bundle of an exported checkpoint.
 
     Args:
@@ -75,9 +83,11 @@ def package(exported: Path, out: Path, tools: Path, description: Description) ->
         out: the bundle's directory; absent or empty.
         tools: the functions it may call.
         description: name, lineage and prompt.
+        adapters: NAME.onnx_adapter files with their records, for a switchable graph; they are listed by name.
 
     Raises:
-        UsageError: `out` holds something.
+        UsageError: `out` holds something, or two adapters are of one name.
+        BundleError: an adapter does not belong to the exported checkpoint.
         DataError: the tools file is malformed.
         ExportError: a file is missing from `exported`, or its genai_config.json cannot be understood.
     """
@@ -96,11 +106,15 @@ def package(exported: Path, out: Path, tools: Path, description: Description) ->
         prompt=Prompt(description.system, description.form, stop_tokens),
         gate=None,
         files={},
+        adapters=_entries(exported, adapters),
     )
     with _new_directory(out) as partial:
         for name in (*NEEDED, *OPTIONAL):
             if (exported / name).is_file():
                 _link(exported / name, partial / name)
+        for file in adapters:
+            for name in (file.name, record_name(file.name)):
+                _link(file.with_name(name), partial / ADAPTERS / name)
         shutil.copyfile(tools, partial / "tools.json")
         return write_manifest(partial, manifest)
 
@@ -128,6 +142,28 @@ def admit(candidate: Path, out: Path, gate: GateReport, reports: Mapping[str, Pa
             (partial / "reports").mkdir(exist_ok=True)
             shutil.copyfile(report, partial / "reports" / name)
         return write_manifest(partial, dataclasses.replace(manifest, gate=summary))
+
+
+def _entries(exported: Path, files: Sequence[Path]) -> tuple[AdapterEntry, ...] | None:
+    """What the manifest says of adapters; None for a graph that takes none."""
+    if not (exported / SITES).is_file():
+        if files:
+            raise ExportError(f"{exported} takes no adapters: it has no {SITES}; export it as switchable")
+        return None
+    sites = read_sites(exported)
+    tokenizer, template = (
+        hashlib.sha256((exported / name).read_bytes()).hexdigest()
+        for name in ("tokenizer.json", "chat_template.jinja")
+    )
+    entries = []
+    for file in files:
+        adapter = load_adapter(file, sites, tokenizer, template)
+        path = f"{ADAPTERS}/{file.name}"
+        entries.append(AdapterEntry(adapter.name, path, adapter.digest, adapter.rank, adapter.belongs_to))
+    names = [entry.name for entry in entries]
+    if twice := sorted({name for name in names if names.count(name) > 1}):
+        raise TaskError(f"two adapters are for {', '.join(twice)}; a task has one")
+    return tuple(sorted(entries, key=lambda entry: entry.name))
 
 
 def _summary(gate: GateReport) -> GateSummary:

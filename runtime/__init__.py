@@ -5,6 +5,12 @@
     assistant = runtime.load("bundle/", threads=2)
     result = assistant.call("set the driver side to 22 degrees")
     result.calls  # (Call(name="climate_set_temperature", arguments={"zone": "driver", "celsius": 22}),)
+
+A switchable bundle has a task for each of its adapters::
+
+    assistant.use("navigation")
+    assistant.call("take me home")
+    assistant.call("a bit warmer", task="climate")
 """
 
 from __future__ import annotations
@@ -19,6 +25,7 @@ from runtime.errors import (
     DataError,
     InferenceError,
     PromptError,
+    TaskError,
     UsageError,
 )
 
@@ -38,6 +45,7 @@ __all__ = [
     "InferenceError",
     "PromptError",
     "Sampling",
+    "TaskError",
     "Timing",
     "UsageError",
     "load",

@@ -16,6 +16,7 @@ EXAMPLES = """\
 examples:
   python -m runtime bundle/ "set the driver side to 22 degrees"
   python -m runtime bundle/ "打开左后车窗" --json
+  python -m runtime bundle/ "take me home" --task navigation
   python -m runtime bundle/ --verify
   python -m runtime bundle/ --bench --prompt-tokens 256 --new-tokens 64
 
@@ -51,6 +52,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--unconstrained", action="store_true", help="let the model say anything; an invalid call is an error"
     )
+    parser.add_argument("--task", help="answer with this task's adapter, in a bundle that has several")
     parser.add_argument("--verify", action="store_true", help="check every file's digest and stop")
     parser.add_argument("--bench", action="store_true", help="measure load, first token, tokens, memory")
     parser.add_argument("--prompt-tokens", type=int, default=256, help="for --bench (default 256)")
@@ -74,10 +76,11 @@ def _verify(options: argparse.Namespace) -> None:
     from runtime.manifest import verify
 
     manifest = verify(options.bundle)
-    summary = {
+    summary: dict[str, Any] = {
         "name": manifest.name,
         "precision": manifest.precision,
         "admitted": manifest.gate is not None,
+        "tasks": [entry.name for entry in manifest.adapters or ()],
         "files": len(manifest.files),
         "bytes": sum(file.size for file in manifest.files.values()),
     }
@@ -85,7 +88,8 @@ def _verify(options: argparse.Namespace) -> None:
         _print_json(summary)
         return
     state = "admitted" if summary["admitted"] else "a candidate, not admitted by a gate"
-    print(f"{manifest.name} ({manifest.precision}) is intact: {len(manifest.files)} files; {state}")
+    tasks = f"; tasks: {', '.join(summary['tasks']) or 'none yet'}" if manifest.adapters is not None else ""
+    print(f"{manifest.name} ({manifest.precision}) is intact: {len(manifest.files)} files; {state}{tasks}")
 
 
 def _bench(options: argparse.Namespace) -> None:
@@ -116,6 +120,7 @@ def _call(options: argparse.Namespace) -> None:
     from runtime.assistant import load
 
     assistant = load(options.bundle, threads=options.threads, provider=options.provider)
+    assistant.use(options.task)
     result = assistant.call(options.utterance, options.max_new_tokens, constrained=not options.unconstrained)
     if options.json:
         _print_json(dataclasses.asdict(result))

@@ -18,7 +18,6 @@ from numpy.typing import NDArray
 from runtime.errors import BundleError
 from runtime.session import first_line
 from runtime.sites import (
-    RECORD_SUFFIX,
     SCALES,
     AdapterRecord,
     FactorType,
@@ -26,6 +25,7 @@ from runtime.sites import (
     Sites,
     foreign,
     read_adapter_record,
+    record_name,
 )
 
 _TYPES: Mapping[FactorType, type[np.generic]] = {
@@ -44,12 +44,14 @@ class Adapter:
         name: the task it is for.
         digest: sha256 of its file.
         rank: largest of one weight's update.
+        belongs_to: digest of what it must be used with.
         values: graph input → factor, of the graph's type.
     """
 
     name: str
     digest: str
     rank: int
+    belongs_to: str
     values: Mapping[str, onnxruntime.OrtValue]
 
 
@@ -66,7 +68,7 @@ def load_adapter(file: Path, sites: Sites, tokenizer: str, template: str) -> Ada
         BundleError: the adapter is missing, damaged or malformed, does not fit the graph, or belongs to
             another base, tokenizer or template. All problems are listed.
     """
-    record = read_adapter_record(file.with_suffix(RECORD_SUFFIX))
+    record = read_adapter_record(file.with_name(record_name(file.name)))
     problems = foreign(record.belongs, sites, tokenizer, template)
     if not 1 <= record.rank <= sites.most_rank:
         problems.append(f"its rank is {record.rank}; this graph takes 1 to {sites.most_rank}")
@@ -88,7 +90,7 @@ def load_adapter(file: Path, sites: Sites, tokenizer: str, template: str) -> Ada
     if problems:
         raise BundleError(f"the adapter {file.name} is refused; install one made for this model:", problems)
     bound = {name: onnxruntime.OrtValue.ortvalue_from_numpy(values) for name, values in factors.items()}
-    return Adapter(record.name, record.sha256, record.rank, bound)
+    return Adapter(record.name, record.sha256, record.rank, record.belongs.digest, bound)
 
 
 def _damage(file: Path, record: AdapterRecord) -> list[str]:

@@ -14,26 +14,38 @@ import numpy as np
 import onnxruntime
 from numpy.typing import NDArray
 
+from runtime.adapters import Adapter, load_adapter
 from runtime.calls import Call, call_grammar, check_call, load_tools, parse_calls
 from runtime.chat import Chat, Message
 from runtime.constraint import ConstrainedAnswer, Constraint
-from runtime.conversation import Mark
 from runtime.decoder import Decoder
-from runtime.errors import BundleError, DataError, PromptError, UsageError
+from runtime.errors import BundleError, DataError, PromptError, TaskError, UsageError
 from runtime.growing_decoder import GrowingDecoder
-from runtime.manifest import Manifest, verify
+from runtime.manifest import AdapterEntry, Manifest, verify
 from runtime.sampling import GREEDY, Sampling, allowed_only, choose
 from runtime.session import Provider
+from runtime.sites import read_sites
+from runtime.tasks import Lane, Tasks, Used
 
 
 @dataclass(frozen=True)
 class Timing:
-    """What an answer took. `ttft_ms`: until the first new token was known; milliseconds."""
+    """What an answer took.
+
+    Attributes:
+        prompt_tokens: tokens of the prompt.
+        new_tokens: tokens of the answer.
+        ttft_ms: until the first new token was known, in milliseconds.
+        total_ms: until the last one was, in milliseconds.
+        prefix_tokens: of the prompt's tokens, those that every prompt begins with and that had to be
+            computed again: none, but for a task's first answer and after other use of its decoder.
+    """
 
     prompt_tokens: int
     new_tokens: int
     ttft_ms: float
     total_ms: float
+    prefix_tokens: int
 
 
 @dataclass(frozen=True)
@@ -85,12 +97,16 @@ def load(path: Path | str, threads: int = 2, provider: Provider = "cpu", spin: b
 
 
 class Assistant:
-    """One loaded bundle. Not for use by several threads at once.
+    """One loaded bundle, whose model may have several adapters.
+
+    Several threads may ask at once. Answers of different tasks are computed side by side and answers of one
+    task in turn, except that one which is streamed (`generate`) ends in a UsageError when another answer of
+    its task is begun before it is read. `use` is meant for all threads: those that ask for different tasks
+    name theirs. A decoder that is used directly is for one thread.
 
     Attributes:
         manifest: the bundle's verified manifest.
         tools: the functions it may call.
-        decoder: token ids → logits; using it directly is allowed at any time.
     """
 
     def __init__(
@@ -98,6 +114,7 @@ class Assistant:
     ) -> None:
         """Open the parts of a verified bundle; `load` verifies first."""
         self.manifest = manifest
+        self._directory = directory
         try:
             self.tools = load_tools(directory / "tools.json")
         except DataError as error:
@@ -117,12 +134,68 @@ class Assistant:
             )
             self._chat = Chat(directory)
             kind = GrowingDecoder if manifest.exporter == "optimum" else Decoder
-            self.decoder = kind(directory, limits.context, limits.vocabulary, threads, provider, spin)
+            base = kind(directory, limits.context, limits.vocabulary, threads, provider, spin)
             self._constraint = constraint.result()
-        self._prefix = self._common_prefix()
-        self._mark: Mark | None = None
+        self._prefix = self._common_prefix(limits.context)
+        self._tasks = Tasks(base)
         if self._prefix:
-            self._hold_prefix()
+            self._hold_prefix(self._tasks.lane(None))
+        for entry in manifest.adapters or ():
+            self._tasks.add(self._listed(entry))
+
+    @property
+    def decoder(self) -> Decoder | GrowingDecoder:
+        """Token ids → logits, of the task in use; using it directly is allowed at any time."""
+        return self._tasks.lane(Used.TASK).decoder
+
+    @property
+    def tasks(self) -> tuple[str, ...]:
+        """Every task there is an adapter for, in order of name."""
+        return self._tasks.names
+
+    def use(self, task: str | None) -> None:
+        """Answer with a task's adapter, or with the bare base, whenever no task is named.
+
+        Raises:
+            TaskError: there is no such task.
+        """
+        self._tasks.use(task)
+
+    def add(self, file: Path | str) -> str:
+        """Take one more adapter, while others answer; the name of its task.
+
+        Args:
+            file: a NAME.onnx_adapter with its NAME.json beside it.
+
+        Raises:
+            TaskError: the bundle takes no adapters, or has a task of this name.
+            BundleError: the adapter is missing, damaged, or does not belong to this bundle.
+        """
+        adapter = self._open(Path(file))
+        self._tasks.add(adapter)
+        return adapter.name
+
+    def remove(self, task: str) -> None:
+        """Forget a task and free its adapter and cache, while others answer.
+
+        Raises:
+            TaskError: there is no such task, it is in use, or it is answering.
+        """
+        self._tasks.remove(task)
+
+    def _open(self, file: Path) -> Adapter:
+        if self.manifest.adapters is None:
+            raise TaskError("this bundle's model takes no adapters; package it with a switchable graph")
+        files = self.manifest.files
+        tokenizer, template = files["tokenizer.json"].sha256, files["chat_template.jinja"].sha256
+        return load_adapter(file, read_sites(self._directory), tokenizer, template)
+
+    def _listed(self, entry: AdapterEntry) -> Adapter:
+        """An adapter of the bundle, which must be what the manifest says."""
+        adapter = self._open(self._directory / entry.file)
+        if entry != AdapterEntry(adapter.name, entry.file, adapter.digest, adapter.rank, adapter.belongs_to):
+            raise BundleError(f"bundle.json and the record of {entry.file} differ; package the bundle again")
+        return adapter
 
     def messages(self, utterance: str) -> list[Message]:
         """The conversation that `call` has about an utterance: the bundle's system prompt, and it.
@@ -145,7 +218,13 @@ class Assistant:
         """
         return self._chat.prompt(self.messages(utterance), self._shown)
 
-    def call(self, utterance: str, max_new_tokens: int = 256, constrained: bool = True) -> CallResult:
+    def call(
+        self,
+        utterance: str,
+        max_new_tokens: int = 256,
+        constrained: bool = True,
+        task: str | Used | None = Used.TASK,
+    ) -> CallResult:
         """Turn an utterance into function calls.
 
         Args:
@@ -153,14 +232,16 @@ class Assistant:
             max_new_tokens: longest answer.
             constrained: whether the grammar of the tools limits every token. Without it the model may say
                 anything, and an answer that is not valid calls is an error.
+            task: whose adapter answers; None: the bare base; without it, the task in use.
 
         Raises:
+            TaskError: there is no such task.
             PromptError: the utterance is empty, contains a control token, or does not fit the context.
             DataError: the answer was cut off, or (unconstrained) is not a list of valid calls. There is
                 never a partly valid result.
             InferenceError: the model's numbers are not finite.
         """
-        answer = self.answer(utterance, max_new_tokens, constrained)
+        answer = self.answer(utterance, max_new_tokens, constrained, task)
         if not answer.complete:
             raise DataError(
                 f"the answer was cut off after {len(answer.tokens)} tokens, so it is not a valid call; "
@@ -171,10 +252,17 @@ class Assistant:
             check_call(call, self.tools)
         return CallResult(calls, answer.text, answer.timing)
 
-    def answer(self, utterance: str, max_new_tokens: int = 256, constrained: bool = True) -> Answer:
+    def answer(
+        self,
+        utterance: str,
+        max_new_tokens: int = 256,
+        constrained: bool = True,
+        task: str | Used | None = Used.TASK,
+    ) -> Answer:
         """The text that `call` reads, whatever it is worth: for measuring how often it is valid.
 
         Raises:
+            TaskError: as `call`.
             PromptError: as `call`.
             InferenceError: the model's numbers are not finite.
         """
@@ -183,49 +271,72 @@ class Assistant:
         grammar = self._constraint.begin(self._chat.tokenizer) if constrained else None
         tokens: list[int] = []
         first = started
-        for step in self._decode(prompt, max_new_tokens, GREEDY, grammar):
-            first = first if tokens else time.perf_counter()
-            tokens += step
+        with self._tasks.answering(task) as lane, lane.lock:
+            prefix = self._hold_prefix(lane) if self._begins(prompt) else 0
+            for step in self._decode(lane, prompt, max_new_tokens, GREEDY, grammar):
+                first = first if tokens else time.perf_counter()
+                tokens += step
         ended = time.perf_counter()
         complete = tokens[-1] in self._stop
         said = tuple(tokens[:-1] if complete else tokens)
-        timing = Timing(len(prompt), len(said), (first - started) * 1000, (ended - started) * 1000)
+        timing = Timing(len(prompt), len(said), (first - started) * 1000, (ended - started) * 1000, prefix)
         return Answer(self._chat.text(said), said, complete, timing)
 
     def generate(
-        self, messages: Sequence[Message], max_new_tokens: int = 256, sampling: Sampling = GREEDY
+        self,
+        messages: Sequence[Message],
+        max_new_tokens: int = 256,
+        sampling: Sampling = GREEDY,
+        task: str | Used | None = Used.TASK,
     ) -> Iterator[str]:
         """Answer a conversation in pieces of text, never half a character.
 
         The messages are checked at once; the answer is computed as it is read. It ends at a stop token,
-        after `max_new_tokens`, or where the context is full.
+        after `max_new_tokens`, or where the context is full. Its task is the one that is in use now.
 
         Raises:
+            TaskError: there is no such task; or while reading, it was removed before the first piece.
             PromptError: no messages, a malformed one, a control token in one, or too long for the context.
-            UsageError: while reading, when another answer or the decoder was used in between.
+            UsageError: while reading, when another answer of the task or its decoder was used in between.
             InferenceError: while reading, the model's numbers are not finite.
         """
         prompt = self._chat.prompt(messages, self._shown)
         self._room(prompt, max_new_tokens)
-        return self._pieces(prompt, max_new_tokens, sampling)
+        named = self._tasks.used if isinstance(task, Used) else task
+        self._tasks.lane(named)
+        return self._pieces(prompt, max_new_tokens, sampling, named)
 
-    def _pieces(self, prompt: list[int], max_new_tokens: int, sampling: Sampling) -> Iterator[str]:
+    def _pieces(
+        self, prompt: list[int], max_new_tokens: int, sampling: Sampling, task: str | None
+    ) -> Iterator[str]:
         stream = self._chat.stream()
-        for step in self._decode(prompt, max_new_tokens, sampling, None):
-            for token in step:
-                if token not in self._stop and (piece := stream.step(token)):
-                    yield piece
+        with self._tasks.answering(task) as lane:
+            steps = self._decode(lane, prompt, max_new_tokens, sampling, None)
+            while True:
+                with lane.lock:  # a step at a time: nobody knows when the reader comes back
+                    step = next(steps, None)
+                if step is None:
+                    return
+                for token in step:
+                    if token not in self._stop and (piece := stream.step(token)):
+                        yield piece
 
     def _decode(
-        self, prompt: list[int], max_new_tokens: int, sampling: Sampling, grammar: ConstrainedAnswer | None
+        self,
+        lane: Lane,
+        prompt: list[int],
+        max_new_tokens: int,
+        sampling: Sampling,
+        grammar: ConstrainedAnswer | None,
     ) -> Iterator[list[int]]:
         """New tokens in steps: a chosen one and those it forces. A last stop token is among them."""
+        decoder = lane.decoder
         room = self._room(prompt, max_new_tokens)
         random = np.random.default_rng(sampling.seed)
         # What the grammar forces before the model has a say is fed with the prompt.
         forced = grammar.forced()[:room] if grammar else []
-        logits = self._begin(prompt + forced)
-        used, mark = len(forced), self.decoder.mark()
+        logits = self._begin(lane, prompt + forced)
+        used, mark = len(forced), decoder.mark()
         if used == room:
             yield forced
         while used < room:
@@ -233,56 +344,63 @@ class Assistant:
                 logits = allowed_only(logits, grammar.allowed())
             token = choose(logits, sampling, random)
             step = (grammar.take(token) if grammar else [token])[: room - used]
-            expected = self.decoder.length
+            expected = decoder.length
             yield forced + step
             forced = []
             used += len(step)
             if step[-1] in self._stop or used == room:
                 return
-            if self.decoder.length != expected or not self.decoder.holds(mark):
+            if decoder.length != expected or not decoder.holds(mark):
                 raise UsageError("another answer was begun before this one ended; read one answer at a time")
-            logits = self.decoder.feed(step)
+            logits = decoder.feed(step)
 
     def _room(self, prompt: list[int], max_new_tokens: int) -> int:
         """How many new tokens an answer may have."""
         if max_new_tokens < 1:
             raise UsageError(f"max_new_tokens must be 1 or more, not {max_new_tokens}")
-        left = self.decoder.context - len(prompt)
+        context = self.manifest.limits.context
+        left = context - len(prompt)
         if left < 1:
             raise PromptError(
-                f"the prompt has {len(prompt)} tokens and the context holds {self.decoder.context}, "
+                f"the prompt has {len(prompt)} tokens and the context holds {context}, "
                 "answer included; shorten it"
             )
         return min(max_new_tokens, left)
 
-    def _begin(self, tokens: list[int]) -> NDArray[np.float32]:
+    def _begin(self, lane: Lane, tokens: list[int]) -> NDArray[np.float32]:
         """Feed the tokens of a new conversation; logits (V,) after the last.
 
         What every call begins with is kept in the cache. It is always fed on its own, also the first
         time: with activations quantized over the tokens of one run, the pieces a prompt is fed in show in
         the logits, and an answer must not depend on what was asked before it.
         """
-        prefix = self._prefix
-        if not prefix or tokens[: len(prefix)] != prefix:
-            self.decoder.reset()
-            return self.decoder.feed(tokens)
-        self._hold_prefix()
-        return self.decoder.feed(tokens[len(prefix) :])
+        if not self._begins(tokens):
+            lane.decoder.reset()
+            return lane.decoder.feed(tokens)
+        self._hold_prefix(lane)
+        return lane.decoder.feed(tokens[len(self._prefix) :])
 
-    def _hold_prefix(self) -> None:
-        """Leave the decoder with just the common prefix in its cache."""
-        if self._mark is None or not self.decoder.holds(self._mark):
-            self.decoder.reset()
-            self.decoder.feed(self._prefix)
-            self._mark = self.decoder.mark()
-        self.decoder.rewind(len(self._prefix))
+    def _begins(self, tokens: list[int]) -> bool:
+        """Whether tokens begin with the common prefix."""
+        return bool(self._prefix) and tokens[: len(self._prefix)] == self._prefix
 
-    def _common_prefix(self) -> list[int]:
+    def _hold_prefix(self, lane: Lane) -> int:
+        """Leave a lane with just the common prefix in its cache; how many tokens had to be computed."""
+        computed = 0
+        if lane.mark is None or not lane.decoder.holds(lane.mark):
+            lane.decoder.reset()
+            lane.decoder.feed(self._prefix)
+            lane.mark = lane.decoder.mark()
+            computed = len(self._prefix)
+        lane.decoder.rewind(len(self._prefix))
+        return computed
+
+    def _common_prefix(self, context: int) -> list[int]:
         """The tokens that begin the prompt of every utterance: system prompt, tools, the user's header."""
         prompts = [self.prompt(probe) for probe in ("a", "Z", "0", "车", "- x", ".")]
         common = itertools.takewhile(lambda column: len(set(column)) == 1, zip(*prompts, strict=False))
         prefix = [column[0] for column in common]
-        return prefix if len(prefix) < self.decoder.context else []
+        return prefix if len(prefix) < context else []
 
 
 def _version(text: str) -> tuple[int, ...]:

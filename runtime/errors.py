@@ -7,6 +7,7 @@ The exit code is an attribute of the class, so a command line maps an error to i
     │   ├── ConfigError           2   a config file or override is wrong
     │   ├── DataError             2   a record, tool schema or conversation is malformed
     │   ├── PromptError           2   a prompt is empty or does not fit the context
+    │   ├── TaskError             2   a task is not known, or cannot be added or removed now
     │   └── ConstraintError       2   no output can satisfy the requested grammar
     ├── StageError                3   a build stage could not finish
     │   ├── CheckpointError       3   a base checkpoint cannot be fetched, read or trusted
@@ -46,6 +47,10 @@ class DataError(UsageError):
 
 class PromptError(UsageError):
     """A prompt is empty or longer than the context."""
+
+
+class TaskError(UsageError):
+    """A task is not known, known already, or in use."""
 
 
 class ConstraintError(UsageError):

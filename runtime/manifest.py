@@ -20,6 +20,7 @@ from typing import Literal
 
 from runtime.calls import AnswerForm
 from runtime.errors import BundleError
+from runtime.sites import ADAPTER_SUFFIX, SITES, record_name
 from runtime.strict import parse_json, read_record
 
 FORMAT_VERSION = 1
@@ -110,8 +111,31 @@ class GateSummary:
 
 
 @dataclass(frozen=True)
+class AdapterEntry:
+    """An adapter that the bundle's model can switch to.
+
+    Attributes:
+        name: the task it is for.
+        file: path of its .onnx_adapter; its record lies beside it, as .json.
+        sha256: of the file.
+        rank: largest of one weight's update.
+        belongs_to: digest of what it must be used with (`runtime.sites.Belonging`).
+    """
+
+    name: str
+    file: str
+    sha256: str
+    rank: int
+    belongs_to: str
+
+
+@dataclass(frozen=True)
 class Manifest:
-    """bundle.json. `gate` is None in a candidate; `files` has every file but bundle.json itself."""
+    """bundle.json.
+
+    `gate` is None in a candidate; `files` has every file but bundle.json itself; `adapters` is None, and
+    not in the file, where the graph takes none.
+    """
 
     format_version: int
     name: str
@@ -123,6 +147,7 @@ class Manifest:
     prompt: Prompt
     gate: GateSummary | None
     files: dict[str, File]
+    adapters: tuple[AdapterEntry, ...] | None = None
 
 
 def verify(directory: Path) -> Manifest:
@@ -163,7 +188,11 @@ def parse(text: str) -> Manifest:
         raise BundleError(
             f"{MANIFEST} has format version {version!r:.40}; this runtime reads {FORMAT_VERSION} only"
         )
-    manifest, found = read_record(Manifest, value)
+    # A bundle without the key is not a switchable one. Readers that do not know the key refuse it, as they
+    # must: they would run the bare base.
+    if value.get("adapters", ()) is None:
+        raise BundleError(f"{MANIFEST} is malformed; package the bundle again:", ["adapters must be a list"])
+    manifest, found = read_record(Manifest, {"adapters": None} | value)
     if manifest is not None:
         found = list(_constraints(manifest))
     if manifest is None or found:
@@ -182,10 +211,18 @@ def write_manifest(directory: Path, manifest: Manifest) -> Manifest:
         raise BundleError(f"{directory} cannot become a bundle:", found)
     files = {name: File(_digest(directory / name), size) for name, size in sorted(present.items())}
     written = dataclasses.replace(manifest, files=files)
-    text = json.dumps(dataclasses.asdict(written), ensure_ascii=False, indent=1, allow_nan=False) + "\n"
+    text = manifest_text(written)
     parse(text)
     (directory / MANIFEST).write_text(text, encoding="utf-8")
     return written
+
+
+def manifest_text(manifest: Manifest) -> str:
+    """What bundle.json holds."""
+    value = dataclasses.asdict(manifest)
+    if manifest.adapters is None:
+        del value["adapters"]
+    return json.dumps(value, ensure_ascii=False, indent=1, allow_nan=False) + "\n"
 
 
 def _read(directory: Path) -> str:
@@ -263,6 +300,31 @@ def _constraints(manifest: Manifest) -> Iterator[str]:
             yield f"files: {name!r:.80} is not a plain path inside the bundle"
         if not _DIGEST.fullmatch(file.sha256) or file.size < 0:
             yield f"files: {name:.80} needs a sha256 of 64 hex digits and a size"
+    if manifest.adapters is not None:
+        yield from _adapter_constraints(manifest, manifest.adapters)
+
+
+def _adapter_constraints(manifest: Manifest, adapters: tuple[AdapterEntry, ...]) -> Iterator[str]:
+    if manifest.exporter != "graph":
+        yield f"adapters: the exporter {manifest.exporter} writes no graph that takes any"
+    if SITES not in manifest.files:
+        yield f"files lists no {SITES}, which a bundle with adapters needs"
+    names = [entry.name for entry in adapters]
+    yield from (
+        f"adapters: {name:.60} is there twice" for name in sorted({n for n in names if names.count(n) > 1})
+    )
+    for entry in adapters:
+        if not _NAME.fullmatch(entry.name):
+            yield f"adapters: a name must be of letters, digits, . _ and -, not {entry.name!r:.60}"
+        listed = manifest.files.get(entry.file)
+        if listed is None or not entry.file.endswith(ADAPTER_SUFFIX):
+            yield f"adapters: {entry.name:.60} needs a {ADAPTER_SUFFIX} file that is listed in files"
+        elif listed.sha256 != entry.sha256:
+            yield f"adapters: {entry.name:.60} and files give two digests of {entry.file:.80}"
+        if record_name(entry.file) not in manifest.files:
+            yield f"files lists no {record_name(entry.file):.80}"
+        if entry.rank < 1 or not _DIGEST.fullmatch(entry.belongs_to):
+            yield f"adapters: {entry.name:.60} needs a rank and the digest of what it belongs to"
 
 
 def _inside(name: str) -> bool:

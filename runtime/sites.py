@@ -149,6 +149,11 @@ def read_adapter_record(path: Path) -> AdapterRecord:
     return _read(AdapterRecord, path)
 
 
+def record_name(file: str) -> str:
+    """NAME.json of a NAME.onnx_adapter."""
+    return file.removesuffix(ADAPTER_SUFFIX) + RECORD_SUFFIX
+
+
 def foreign(belongs: Belonging, sites: Sites, tokenizer: str, template: str) -> list[str]:
     """Why an adapter does not belong to a model; the first weight that differs is named.
 

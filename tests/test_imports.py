@@ -18,7 +18,9 @@ MAY_IMPORT = {
     "pipeline": {"runtime", "export", "pipeline"},
 }
 DEVICE = {"numpy", "onnxruntime", "tokenizers", "jinja2", "llguidance"}
-STANDARD_ONLY = ("errors.py", "report.py", "manifest.py", "strict.py", "schema.py", "calls.py", "grammar.py")
+STANDARD_ONLY = (
+    "errors.py", "report.py", "manifest.py", "sites.py", "strict.py", "schema.py", "calls.py", "grammar.py",
+)  # fmt: skip
 WITHOUT_TORCH = (
     "pipeline/config.py",
     "pipeline/evidence/gate.py",

@@ -18,6 +18,7 @@ from runtime.manifest import (
     MANIFEST,
     MOST_MANIFEST_BYTES,
     NEEDED_FILES,
+    AdapterEntry,
     File,
     GateCheck,
     GateSummary,
@@ -26,6 +27,7 @@ from runtime.manifest import (
     Manifest,
     Prompt,
     Requirements,
+    manifest_text,
     parse,
     verify,
 )
@@ -68,7 +70,7 @@ def test_the_golden_manifest_reads_and_writes_the_same() -> None:
     text = GOLDEN.read_text(encoding="utf-8")
     manifest = parse(text)
     assert manifest.gate == GateSummary("pass", (GateCheck("max_mean_kl", 0.004, 0.02, "at most"),))
-    assert json.dumps(dataclasses.asdict(manifest), ensure_ascii=False, indent=1) + "\n" == text
+    assert manifest_text(manifest) == text
 
 
 def test_a_flipped_byte_in_any_file(bundle: Path) -> None:
@@ -204,7 +206,7 @@ def test_hostile_manifests() -> None:
 
 def test_the_specification_names_every_field_and_file() -> None:
     text = (Path(__file__).parent.parent / "docs" / "bundle-format.md").read_text(encoding="utf-8")
-    kinds = (Manifest, Lineage, Limits, Requirements, Prompt, GateSummary, GateCheck, File)
+    kinds = (Manifest, Lineage, Limits, Requirements, Prompt, GateSummary, GateCheck, File, AdapterEntry)
     names = {field.name for kind in kinds for field in dataclasses.fields(kind)} | set(NEEDED_FILES)
     assert sorted(name for name in names if name not in text) == []
     assert f"version {FORMAT_VERSION}" in text
