@@ -272,10 +272,10 @@ class Assistant:
         tokens: list[int] = []
         first = started
         with self._tasks.answering(task) as lane, lane.lock:
-            prefix = self._hold_prefix(lane) if self._begins(prompt) else 0
             for step in self._decode(lane, prompt, max_new_tokens, GREEDY, grammar):
                 first = first if tokens else time.perf_counter()
                 tokens += step
+            prefix = lane.prefix_tokens
         ended = time.perf_counter()
         complete = tokens[-1] in self._stop
         said = tuple(tokens[:-1] if complete else tokens)
@@ -374,26 +374,22 @@ class Assistant:
         time: with activations quantized over the tokens of one run, the pieces a prompt is fed in show in
         the logits, and an answer must not depend on what was asked before it.
         """
-        if not self._begins(tokens):
+        prefix = self._prefix
+        lane.prefix_tokens = 0
+        if not prefix or tokens[: len(prefix)] != prefix:
             lane.decoder.reset()
             return lane.decoder.feed(tokens)
         self._hold_prefix(lane)
-        return lane.decoder.feed(tokens[len(self._prefix) :])
+        return lane.decoder.feed(tokens[len(prefix) :])
 
-    def _begins(self, tokens: list[int]) -> bool:
-        """Whether tokens begin with the common prefix."""
-        return bool(self._prefix) and tokens[: len(self._prefix)] == self._prefix
-
-    def _hold_prefix(self, lane: Lane) -> int:
-        """Leave a lane with just the common prefix in its cache; how many tokens had to be computed."""
-        computed = 0
+    def _hold_prefix(self, lane: Lane) -> None:
+        """Leave a lane with just the common prefix in its cache."""
         if lane.mark is None or not lane.decoder.holds(lane.mark):
             lane.decoder.reset()
             lane.decoder.feed(self._prefix)
             lane.mark = lane.decoder.mark()
-            computed = len(self._prefix)
+            lane.prefix_tokens = len(self._prefix)
         lane.decoder.rewind(len(self._prefix))
-        return computed
 
     def _common_prefix(self, context: int) -> list[int]:
         """The tokens that begin the prompt of every utterance: system prompt, tools, the user's header."""

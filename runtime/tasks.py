@@ -33,12 +33,14 @@ class Lane:
         decoder: its cache holds keys and values of these weights alone.
         lock: held by whoever uses the decoder.
         mark: where the common prefix of all prompts ends in the cache, once it is there.
+        prefix_tokens: of the common prefix, those that the last answer had to compute.
         answering: answers that were begun and have not ended.
     """
 
     decoder: Decoder | GrowingDecoder
     lock: Lock = field(default_factory=Lock)
     mark: Mark | None = None
+    prefix_tokens: int = 0
     answering: int = 0
 
 

@@ -20,7 +20,7 @@ def test_an_utterance_becomes_calls(tiny_bundle: Path, capsys: Output) -> None:
     assert main([str(tiny_bundle), "x", "--json", "--threads", "1"]) == 0
     result = json.loads(capsys.readouterr().out)
     assert set(result) == {"calls", "text", "timing"}
-    assert set(result["timing"]) == {"prompt_tokens", "new_tokens", "ttft_ms", "total_ms"}
+    assert set(result["timing"]) == {"prompt_tokens", "new_tokens", "ttft_ms", "total_ms", "prefix_tokens"}
     assert json.loads(result["text"]) == result["calls"]
 
 
