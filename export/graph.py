@@ -97,11 +97,6 @@ def write_graph(
         raise ExportError(
             f"a context of {context} tokens was asked for; the checkpoint's is {architecture.max_positions}"
         )
-    if switchable is not None and calibration is not None:
-        raise ExportError(
-            "a switchable graph cannot be calibrated: smoothing scales what an adapter reads; "
-            "set export.calibration_conversations = 0"
-        )
     weights = Checkpoint(checkpoint)
     _check_shapes(architecture, weights)
     with ExternalData(out / "model.onnx.data") as data:
@@ -291,8 +286,9 @@ class _Decoder:
             # Another name than the plain input's: it is not the same value.
             x, residual = self._norm(residual, attended, norm, f"{name}.input.smoothed", scales)
             matrix = store_channels(self.data, f"{source}.gate_up_proj.weight", weight)
-            bias = self._biases(parts) if a.mlp_bias else None
-            both = matrix.multiply(nodes, x, f"{name}.gate_up", bias)
+            both = self._multiply(
+                f"{source}.gate_up_proj", matrix, parts, x, f"{name}.gate_up", a.mlp_bias, scales
+            )
         gate, up = nodes.add_many(
             "Split", (both,), (f"{name}.gate", f"{name}.up"), {"axis": -1, "num_outputs": 2}
         )
@@ -357,13 +353,33 @@ class _Decoder:
             matrix = store_blocks(self.data, self.weights, f"{name}.weight", matrices, bits, self.block_size)
         else:
             matrix = store_matrix(self.data, self.weights, f"{name}.weight", matrices, self.dtype)
+        return self._multiply(name, matrix, sources, x, output, with_bias)
+
+    def _multiply(
+        self,
+        name: str,
+        matrix: Matrix,
+        sources: Sequence[str],
+        x: ir.Value,
+        output: str,
+        with_bias: bool,
+        divided_by: NDArray[np.float32] | None = None,
+    ) -> ir.Value:
+        """Multiply by a stored matrix, and add what an adapter may.
+
+        An adapter is made for the plain x, which is given here `divided_by` scales.
+        """
         bias = self._biases(sources) if with_bias else None
         if self.branches is None:
             return matrix.multiply(self.nodes, x, output, bias)
         product = matrix.multiply(self.nodes, x, f"{output}.base", bias)
-        rows = {matrix: self.weights.shape(matrix)[0] for matrix in matrices}
-        columns = self.weights.shape(matrices[0])[1]
+        if divided_by is not None:
+            scales = self.nodes.inline(f"{name}.smoothing", divided_by)
+            x = self.nodes.add("Mul", (x, scales), f"{output}.plain_input")
         named = name.replace(".self_attn.", ".attn.")  # as onnxruntime-genai's model builder has it
+        shapes = {f"{source}.weight": self.weights.shape(f"{source}.weight") for source in sources}
+        rows = {tensor: shape[0] for tensor, shape in shapes.items()}
+        columns = shapes[f"{sources[0]}.weight"][1]
         return self.branches.beside(named, rows, columns, x, product, output)
 
     def _biases(self, sources: Sequence[str]) -> NDArray[np.generic]:

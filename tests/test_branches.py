@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, get_args
 
 import numpy as np
+import onnx
 import pytest
 import torch
 from numpy.typing import NDArray
@@ -15,7 +16,7 @@ from switchable import SEVEN, converted, peft_adapter, switchable_graph, unmerge
 from test_graph import FAMILIES, randomized
 
 from export.branches import Switchable
-from export.calibration import Calibration
+from export.calibration import ACTIVATIONS, Calibration
 from export.graph import Precision, write_graph
 from export.weights import Checkpoint
 from pipeline.adapter import read_adapter
@@ -220,10 +221,32 @@ def test_two_weights_of_one_product_share_a_branch(graph: Path, tiny_checkpoint:
     assert len(parts) == 2 * len(SEVEN)
 
 
-def test_a_switchable_graph_is_not_calibrated(tiny_checkpoint: Path, tmp_path: Path) -> None:
-    calibration = object.__new__(Calibration)
-    with pytest.raises(ExportError, match="cannot be calibrated"):
-        write_graph(tiny_checkpoint, tmp_path, "int8", 32, CONTEXT, ignore, calibration, Switchable(8, {}))
+def test_a_calibrated_graph_takes_the_same_adapter(
+    tiny_checkpoint: Path, tiny_exported: Path, tmp_path: Path
+) -> None:
+    """Gate and up read a smoothed input, their branch the plain one: what the adapter adds is the same."""
+    rng = np.random.default_rng(0)
+    channels = rng.uniform(1, 40, (2, 64)).astype(np.float32)  # so that the scales are far from 1
+    save_file({f"layers.{n}.mlp.input": row for n, row in enumerate(channels)}, tmp_path / ACTIVATIONS)
+    calibration = Calibration(tmp_path)
+    digests = fingerprint(tiny_checkpoint).tensors
+    graphs = {}
+    for kind, adaptable in (("plain", None), ("switchable", Switchable(8, digests))):
+        graphs[kind] = tmp_path / kind
+        graphs[kind].mkdir()
+        write_graph(tiny_checkpoint, graphs[kind], "int8", 32, CONTEXT, ignore, calibration, adaptable)
+    kinds = [node.op_type for node in onnx.load(graphs["switchable"] / "model.onnx").graph.node]
+    assert kinds.count("DynamicQuantizeMatMul") == 2
+    plain, decoder = (Decoder(graph, CONTEXT, 467, threads=1) for graph in graphs.values())
+    assert np.array_equal(decoder.score(TOKENS), plain.score(TOKENS))
+    # Gate and up alone, so that what is seen went through their branch.
+    peft = peft_adapter(tiny_checkpoint, tmp_path / "peft", 1, target_modules=["gate_proj", "up_proj"])
+    file = converted(tiny_checkpoint, peft, tiny_exported, graphs["switchable"], tmp_path / "out", "task")
+    adapted = decoder.beside(opened(file, graphs["switchable"])).score(TOKENS)
+    expected, without = logits(tiny_checkpoint, peft, TOKENS), logits(tiny_checkpoint, None, TOKENS)
+    rounding = np.abs(decoder.score(TOKENS) - without).mean()
+    assert np.abs(adapted - expected).mean() < 1.5 * rounding
+    assert np.abs(without - expected).mean() > 4 * rounding
 
 
 def test_every_weight_needs_a_digest_and_adapters_a_rank(tiny_checkpoint: Path, tmp_path: Path) -> None:
