@@ -2,34 +2,53 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 
 from export.adapter import Factors
 from export.weights import Checkpoint
-from pipeline.adapter import Adapter, read_factor, updates
+from pipeline.adapter import EMBEDDING, HEAD, Adapter, Parts, parts
+from pipeline.adapter_config import listed
 from pipeline.fingerprint import fingerprint
 from pipeline.provenance import file_digest
 from runtime.errors import AdapterError
 from runtime.sites import Belonging
 
+_UNFIT = (f"{EMBEDDING}.weight", f"{HEAD}.weight")
+
 
 def factors(adapter: Adapter, base: Checkpoint) -> tuple[Factors, ...]:
-    """The adapter's updates with the scale folded into B: alpha / r or alpha / √r, patterns included.
+    """The adapter's updates, every scale folded into B: alpha / r, alpha / √r, AdaLoRA's values into A.
+
+    A layer that AdaLoRA has left no rank has no factors.
 
     Raises:
-        AdapterError: adapter and base do not fit, or an update is of a head that is tied to the embedding.
+        AdapterError: adapter and base do not fit, or it holds what a graph cannot add beside a product;
+            all of that is listed.
     """
-    found = []
-    for update in updates(adapter, base):
-        if update.target != update.source:
-            raise AdapterError(
-                f'"{update.target}" is tied to "{update.source}"; an update of it can only be merged'
-            )
-        a, b = read_factor(adapter.tensors[update.a]), read_factor(adapter.tensors[update.b])
-        found.append(Factors(update.target, a, b * np.float32(update.scale)))
-    return tuple(found)
+    found = parts(adapter, base)
+    if problems := list(_unfit(found)):
+        raise AdapterError(listed(f"{adapter.path} can be merged, but not kept unmerged:", problems))
+    made = []
+    for name, update in found.updates.items():
+        if update.factors.b.shape[-1]:
+            b, a = update.factors.read()
+            made.append(Factors(name, a.astype(np.float32), b.astype(np.float32)))
+    return tuple(made)
+
+
+def _unfit(found: Parts) -> Iterator[str]:
+    for name, update in found.updates.items():
+        if name in _UNFIT:
+            yield f'"{name}" is the embedding or the head, beside which there is no branch'
+        elif name.endswith(".bias"):
+            yield f'"lora_bias": "{name}" is no product'
+        elif update.magnitude is not None:
+            yield f'"use_dora": "{name}" has lengths of its own (DoRA)'
+    for name in found.replaced:
+        yield f'"{name}" takes the place of the base\'s, which other tasks need'
 
 
 def belonging(adapter: Adapter, base: Path, exported: Path) -> Belonging:
