@@ -77,12 +77,10 @@ def write_adapter(
         [] if _NAME.fullmatch(name) else [f"a name must be of letters, digits, . _ and -, not {name!r:.60}"]
     )
     problems += [f"{file.name} exists already" for file in files if not problems and file.exists()]
-    belongs = Belonging(
-        {u.tensor: belongs.tensors.get(u.tensor, "") for u in updates}, belongs.tokenizer, belongs.template
-    )
-    problems += [
-        f'there is no digest of "{tensor}"' for tensor, digest in belongs.tensors.items() if not digest
-    ]
+    names = dict.fromkeys(update.tensor for update in updates)
+    problems += [f'there is no digest of "{tensor}"' for tensor in names if tensor not in belongs.tensors]
+    digests = {tensor: belongs.tensors[tensor] for tensor in names if tensor in belongs.tensors}
+    belongs = Belonging(digests, belongs.tokenizer, belongs.template)
     problems += foreign(belongs, sites, belongs.tokenizer, belongs.template)
     problems += _misfits(updates, sites, dtype)
     if problems:
@@ -104,6 +102,8 @@ def write_adapter(
         record = AdapterRecord(1, name, hashlib.sha256(raw).hexdigest(), len(raw), rank, dtype, belongs)
         files[1].write_text(json.dumps(asdict(record), indent=1) + "\n", encoding="utf-8")
     except (OSError, RuntimeError) as error:
+        for written in files:
+            written.unlink(missing_ok=True)
         raise ExportError(f"cannot write {files[0]}: {error}") from error
     return record
 

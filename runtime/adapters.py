@@ -1,4 +1,4 @@
-"""An adapter file → tensors that can be bound to a switchable graph, or a refusal.
+"""An adapter file → the inputs of a switchable graph, or a refusal.
 
 Nothing is read from an adapter file before its digest is that of its record. The tensors are copied, so
 that the file may be replaced or deleted while its adapter answers.
@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from runtime.errors import BundleError
 from runtime.session import first_line
 from runtime.sites import (
+    ADAPTER_SUFFIX,
     SCALES,
     AdapterRecord,
     FactorType,
@@ -52,7 +53,7 @@ class Adapter:
     digest: str
     rank: int
     belongs_to: str
-    values: Mapping[str, onnxruntime.OrtValue]
+    values: Mapping[str, NDArray[np.generic]]
 
 
 def load_adapter(file: Path, sites: Sites, tokenizer: str, template: str) -> Adapter:
@@ -72,6 +73,8 @@ def load_adapter(file: Path, sites: Sites, tokenizer: str, template: str) -> Ada
     problems = foreign(record.belongs, sites, tokenizer, template)
     if not 1 <= record.rank <= sites.most_rank:
         problems.append(f"its rank is {record.rank}; this graph takes 1 to {sites.most_rank}")
+    if record.name != file.name.removesuffix(ADAPTER_SUFFIX):
+        problems.append(f"its record is of {record.name!r:.60}")
     problems += _damage(file, record)
     if not problems:
         tensors = _read(file)
@@ -89,8 +92,7 @@ def load_adapter(file: Path, sites: Sites, tokenizer: str, template: str) -> Ada
         ]
     if problems:
         raise BundleError(f"the adapter {file.name} is refused; install one made for this model:", problems)
-    bound = {name: onnxruntime.OrtValue.ortvalue_from_numpy(values) for name, values in factors.items()}
-    return Adapter(record.name, record.sha256, record.rank, record.belongs.digest, bound)
+    return Adapter(record.name, record.sha256, record.rank, record.belongs.digest, factors)
 
 
 def _damage(file: Path, record: AdapterRecord) -> list[str]:
@@ -145,7 +147,8 @@ def _expanded(
     """The two inputs of a site in the graph's type; a scale is of one rank: a column of A, a row of B."""
     for name, others in ((site.a, 0), (site.b, 1)):
         values = tensors[name]
-        if (scales := tensors.get(f"{name}{SCALES}")) is not None:
-            values = values.astype(np.float32) * np.expand_dims(scales, others)
-        with np.errstate(over="ignore"):  # what overflows is infinite, and refused for it
-            yield name, np.ascontiguousarray(values, dtype)
+        with np.errstate(all="ignore"):  # what overflows is infinite, and refused for it
+            if (scales := tensors.get(f"{name}{SCALES}")) is not None:
+                values = values.astype(np.float32) * np.expand_dims(scales, others)
+            values = np.ascontiguousarray(values, dtype)
+        yield name, values

@@ -71,6 +71,10 @@ class Decoder:
         self.vocabulary = vocabulary
         self.provider = model.provider
         self.adapter = adapter
+        self._factors = {
+            name: onnxruntime.OrtValue.ortvalue_from_numpy(values, model.provider)
+            for name, values in (adapter.values if adapter else {}).items()
+        }
         self._conversation = Conversation(context, vocabulary)
         self._mask = np.zeros((1, context), np.int64)
         self._logits = np.zeros((1, 1, vocabulary), np.float32)
@@ -184,9 +188,8 @@ class Decoder:
         for name, cache in caches.items():
             binding.bind_ortvalue_input(name, cache)
             binding.bind_ortvalue_output(name.replace("past_key_values.", "present."), cache)
-        if self.adapter is not None:
-            for name, factor in self.adapter.values.items():
-                binding.bind_ortvalue_input(name, factor)
+        for name, factor in self._factors.items():
+            binding.bind_ortvalue_input(name, factor)
 
 
 class _Model:

@@ -89,7 +89,7 @@ def unfit(updates: tuple[Factors, ...], out: Path, name: str = "task", dtype: Fa
 
 def test_factors_side_by_side_and_on_the_diagonal(tmp_path: Path) -> None:
     adapter = load_adapter(written(tmp_path), SITES, "t", "c")
-    values = {name: value.numpy() for name, value in adapter.values.items()}
+    values = adapter.values
     down, k, q = UPDATES
     assert values.keys() == {"qk.A", "qk.B", "down.A", "down.B"}
     assert np.array_equal(values["down.A"], down.a.T)
@@ -106,7 +106,7 @@ def test_factors_side_by_side_and_on_the_diagonal(tmp_path: Path) -> None:
 def test_a_part_without_an_update_has_no_rank(tmp_path: Path) -> None:
     adapter = load_adapter(written(tmp_path, updates=UPDATES[1:2]), SITES, "t", "c")
     assert adapter.values.keys() == {"qk.A", "qk.B"}
-    b = adapter.values["qk.B"].numpy()
+    b = adapter.values["qk.B"]
     assert b.shape == (2, 9)
     assert not b[:, :6].any()
 
@@ -312,11 +312,38 @@ def test_values_beyond_the_graphs_type(tmp_path: Path) -> None:
     )
 
 
+def test_scales_that_are_no_numbers(tmp_path: Path) -> None:
+    file = written(tmp_path, "int8")
+    values = tensors(file)
+    values[f"qk.A{SCALES}"][0] = np.inf
+    values[f"down.B{SCALES}"][0] = np.nan
+    assert refusal(rewritten(file, values)).problems == (
+        '"qk.A" has values that are not finite in float32',
+        '"down.B" has values that are not finite in float32',
+    )
+
+
+def test_a_record_of_another_name(tmp_path: Path) -> None:
+    file = written(tmp_path)
+    vouched(file, name="another")
+    assert refusal(file).problems == ("its record is of 'another'",)
+
+
+def test_what_could_not_be_written_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(self: Path, *arguments: object, **options: object) -> int:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(Path, "write_text", full)
+    with pytest.raises(ExportError, match="No space left"):
+        written(tmp_path)
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_a_zero_rank_in_int8(tmp_path: Path) -> None:
     """A row of zeros has no loudest value to scale by."""
     silent = dataclasses.replace(UPDATES[0], b=np.zeros((5, 1), np.float32))
     adapter = load_adapter(written(tmp_path, "int8", (silent,)), SITES, "t", "c")
-    assert not adapter.values["down.B"].numpy().any()
+    assert not adapter.values["down.B"].any()
 
 
 @pytest.mark.parametrize(

@@ -15,9 +15,12 @@ from switchable import converted, peft_adapter, switchable_graph
 
 import runtime
 from export.bundle import Description, package
+from runtime.adapters import Adapter
 from runtime.assistant import Assistant
 from runtime.errors import BundleError, ExportError, TaskError
+from runtime.growing_decoder import GrowingDecoder
 from runtime.manifest import MANIFEST, verify
+from runtime.tasks import Tasks
 
 UTTERANCES = ["set the driver side to 22 degrees", "打开左后车窗", "x"]
 TASKS = ("climate", "navigation")
@@ -262,6 +265,12 @@ def test_a_merged_bundle_has_no_tasks(tiny_bundle: Path, files: dict[str, Path])
         merged.add(files["media"])
     with pytest.raises(TaskError, match="the tasks of this bundle: none"):
         merged.use("climate")
+
+
+def test_a_cache_that_grows_takes_no_adapters(tiny_growing: Path) -> None:
+    tasks = Tasks(GrowingDecoder(tiny_growing, 32, 467, threads=1))
+    with pytest.raises(TaskError, match="takes no other"):
+        tasks.add(Adapter("climate", "0" * 64, 1, "0" * 64, {}))
 
 
 def test_a_merged_graph_is_packaged_without_adapters(
