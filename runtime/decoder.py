@@ -131,7 +131,8 @@ class Decoder:
         binding = self._model.session.io_binding()
         binding.bind_cpu_input("input_ids", ids[None])
         binding.bind_cpu_input("attention_mask", np.ones((1, ids.size), np.int64))
-        self._bind_values(binding, self._model.empty_caches(ids.size))
+        caches = self._model.empty_caches(ids.size)  # a binding only points to their memory
+        self._bind_values(binding, caches)
         binding.bind_output("hidden_states", "cpu", 0, hidden.dtype, hidden.shape, hidden.ctypes.data)
         self._run(binding)
         head = self._model.head()

@@ -5,9 +5,12 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import weakref
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import onnxruntime
 import pytest
 from numpy.typing import NDArray
 
@@ -91,6 +94,39 @@ def test_score_leaves_the_conversation_alone(decoder: AnyDecoder) -> None:
     assert np.array_equal(first, decoder.feed(TOKENS[6:]))
 
 
+def test_what_is_bound_lives_while_it_is_computed_with(
+    tiny_exported: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A binding points to the memory of a value from numpy; before ONNX Runtime 1.32 it does not keep it."""
+    made: list[weakref.ref[onnxruntime.OrtValue]] = []
+    make, run = onnxruntime.OrtValue.ortvalue_from_numpy, Decoder._run
+
+    def recorded(*arguments: Any) -> onnxruntime.OrtValue:
+        value = make(*arguments)
+        made.append(weakref.ref(value))
+        return value
+
+    def checked(self: Decoder, binding: onnxruntime.IOBinding) -> None:
+        assert all(value() is not None for value in made)
+        run(self, binding)
+
+    for kind in ("input", "output"):
+        bind = f"bind_ortvalue_{kind}"
+
+        def only_points(self: Any, name: str, value: Any, bind: str = bind) -> None:
+            getattr(self._iobinding, bind)(name, value._ortvalue)
+
+        monkeypatch.setattr(onnxruntime.IOBinding, bind, only_points)
+    monkeypatch.setattr(onnxruntime.OrtValue, "ortvalue_from_numpy", recorded)
+    monkeypatch.setattr(Decoder, "_run", checked)
+    decoder = Decoder(tiny_exported, CONTEXT, VOCABULARY, threads=1)
+    fed = len(made)
+    decoder.feed(TOKENS)
+    assert len(made) == fed > 0
+    decoder.score(TOKENS)
+    assert len(made) == 2 * fed
+
+
 def test_logits_are_the_callers_own(decoder: AnyDecoder) -> None:
     first = decoder.feed(TOKENS)
     kept = first.copy()
@@ -148,8 +184,6 @@ def test_impossible_threads(tiny_exported: Path, threads: int) -> None:
 
 
 def test_a_missing_provider_is_not_replaced(tiny_exported: Path) -> None:
-    import onnxruntime
-
     if "CUDAExecutionProvider" in onnxruntime.get_available_providers():
         pytest.skip("this build of ONNX Runtime has CUDA")
     with pytest.raises(UsageError, match="cannot use cuda"):
