@@ -1,7 +1,7 @@
 """Low-rank updates → an adapter file for a switchable graph, in the adapter format of ONNX Runtime.
 
-Stored in float32, the file is what `onnxruntime.LoraAdapter` and onnxruntime-genai load for a graph in
-float32, and in float16 for one in float16. Other types are smaller and are expanded by our runtime alone.
+Stored in float32, the file is what `onnxruntime.LoraAdapter` loads for a graph in float32, and in float16
+for one in float16. Other types are smaller and are expanded by our runtime alone.
 """
 
 from __future__ import annotations
