@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -17,30 +18,36 @@ from export.weights import Checkpoint
 from pipeline.adapter import read_adapter
 from pipeline.factors import belonging, factors
 from pipeline.fingerprint import fingerprint
+from pipeline.quiet import quiet_transformers
 from runtime.sites import FactorType, read_sites
 
 SEVEN = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 MOST_RANK = 8
 
 
-def peft_adapter(base: Path, out: Path, seed: int, **settings: Any) -> Path:
+def peft_adapter(
+    base: Path, out: Path, seed: int, kind: type[LoraConfig] = LoraConfig, **settings: Any
+) -> Path:
     """A random adapter folder for a checkpoint, by PEFT itself."""
     model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
     chosen = {"r": 4, "lora_alpha": 12, "target_modules": SEVEN, "task_type": "CAUSAL_LM"} | settings
-    wrapped = get_peft_model(model, LoraConfig(**chosen))
+    with warnings.catch_warnings(action="ignore"):  # PEFT doubts that some of them can be merged
+        wrapped = get_peft_model(model, kind(**chosen))
     torch.manual_seed(seed)
     with torch.no_grad():
         for name, parameter in wrapped.named_parameters():
             if "lora_" in name:
                 parameter.normal_(0, 0.1)
-    wrapped.save_pretrained(out)
+    with warnings.catch_warnings(action="ignore"):
+        wrapped.save_pretrained(out, save_embedding_layers=False)
     return out
 
 
 def unmerged(base: Path, adapter: Path | None) -> PreTrainedModel | PeftModel:
     """The model that PEFT runs, W0 x + s B A x."""
     model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
-    return model.eval() if adapter is None else PeftModel.from_pretrained(model, adapter).eval()
+    with quiet_transformers():
+        return model.eval() if adapter is None else PeftModel.from_pretrained(model, adapter).eval()
 
 
 def switchable_graph(base: Path, out: Path, precision: Precision, context: int) -> Path:

@@ -11,7 +11,8 @@ import onnx
 import pytest
 import torch
 from numpy.typing import NDArray
-from safetensors.numpy import load_file, save_file
+from peft import AdaLoraConfig
+from safetensors.numpy import save_file
 from switchable import SEVEN, converted, peft_adapter, switchable_graph, unmerged
 from test_graph import FAMILIES, randomized
 
@@ -258,18 +259,36 @@ def test_every_weight_needs_a_digest_and_adapters_a_rank(tiny_checkpoint: Path, 
             write_graph(tiny_checkpoint, tmp_path, "fp32", 32, CONTEXT, ignore, None, switchable)
 
 
-def test_an_update_of_a_tied_head_is_refused(tiny_checkpoint: Path, tmp_path: Path) -> None:
-    peft = peft_adapter(tiny_checkpoint, tmp_path / "peft", 1, target_modules=["q_proj"])
-    tensors = load_file(peft / "adapter_model.safetensors")
-    rng = np.random.default_rng(0)
-    tensors["base_model.model.lm_head.lora_A.weight"] = rng.normal(size=(4, 64)).astype(np.float32)
-    tensors["base_model.model.lm_head.lora_B.weight"] = rng.normal(size=(467, 4)).astype(np.float32)
-    save_file(tensors, peft / "adapter_model.safetensors")
-    config = json.loads((peft / "adapter_config.json").read_text(encoding="utf-8"))
-    config["target_modules"] = ["q_proj", "lm_head"]
-    (peft / "adapter_config.json").write_text(json.dumps(config), encoding="utf-8")
-    with pytest.raises(AdapterError, match=r'"lm_head\.weight" is tied to "model\.embed_tokens\.weight"'):
+def test_adalora_s_values_are_folded_into_its_factors(
+    tiny_checkpoint: Path, tiny_exported: Path, graph: Path, decoder: Decoder, tmp_path: Path
+) -> None:
+    settings = {"r": 8, "init_r": 6, "target_r": 4, "total_step": 10}
+    peft = peft_adapter(tiny_checkpoint, tmp_path / "peft", 1, AdaLoraConfig, **settings)
+    file = converted(tiny_checkpoint, peft, tiny_exported, graph, tmp_path / "out", "task")
+    expected = logits(tiny_checkpoint, peft, TOKENS)
+    assert relative(logits(tiny_checkpoint, None, TOKENS), expected) > 1e-3
+    assert relative(decoder.beside(opened(file, graph)).score(TOKENS), expected) < 1e-5
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"use_dora": True}, r'"use_dora": "model\.layers\.0\.mlp\.down_proj\.weight" has lengths'),
+        ({"target_modules": ["q_proj", "lm_head"]}, r'"lm_head\.weight" is the embedding or the head'),
+        ({"target_modules": ["embed_tokens"]}, r'"model\.embed_tokens\.weight" is the embedding or the head'),
+        ({"lora_bias": True}, r'"lora_bias": "model\.layers\.0\.mlp\.down_proj\.bias" is no product'),
+        ({"modules_to_save": ["norm"]}, r'"model\.norm\.weight" takes the place'),
+    ],
+)
+# PEFT warns of just what is refused here.
+@pytest.mark.filterwarnings("ignore:Model has `tie_word_embeddings=True`:UserWarning")
+def test_what_has_no_branch_is_refused_by_name(
+    settings: dict[str, Any], message: str, tiny_checkpoint: Path, tmp_path: Path
+) -> None:
+    peft = peft_adapter(tiny_checkpoint, tmp_path / "peft", 1, **settings)
+    with pytest.raises(AdapterError, match=message) as refused:
         factors(read_adapter(peft), Checkpoint(tiny_checkpoint))
+    assert "can be merged, but not kept unmerged" in str(refused.value)
 
 
 def test_a_plain_graph_takes_no_adapter(
