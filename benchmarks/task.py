@@ -29,7 +29,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase
 import runtime
 from pipeline.build import Built, build
 from pipeline.claims.trainee import Way, trainee
-from pipeline.config import Config, Validate, load_config
+from pipeline.config import Config, load_config
 from pipeline.console import BuildDisplay, StageDisplay
 from pipeline.data.packing import pack
 from pipeline.data.records import read_records
@@ -73,7 +73,7 @@ class Test:
         Raises:
             CockpitError: the bundle or the records cannot be read.
         """
-        self.settings = Validate(max_new_tokens=config.validate_.max_new_tokens)
+        self.settings = config.validate_
         self.assistant: Assistant = runtime.load(built.run / "candidate", threads=self.settings.threads)
         self.tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
             built.run / "base", local_files_only=True
