@@ -133,7 +133,7 @@ def admit(candidate: Path, out: Path, gate: GateReport, reports: Mapping[str, Pa
         BundleError: the candidate was altered.
         UsageError: `out` holds something.
     """
-    summary = _summary(gate)
+    passed = summary(gate)
     manifest = verify(candidate)
     with _new_directory(out) as partial:
         for name in manifest.files:
@@ -141,7 +141,7 @@ def admit(candidate: Path, out: Path, gate: GateReport, reports: Mapping[str, Pa
         for name, report in reports.items():
             (partial / "reports").mkdir(exist_ok=True)
             shutil.copyfile(report, partial / "reports" / name)
-        return write_manifest(partial, dataclasses.replace(manifest, gate=summary))
+        return write_manifest(partial, dataclasses.replace(manifest, gate=passed))
 
 
 def _entries(exported: Path, files: Sequence[Path]) -> tuple[AdapterEntry, ...] | None:
@@ -159,14 +159,30 @@ def _entries(exported: Path, files: Sequence[Path]) -> tuple[AdapterEntry, ...] 
     for file in files:
         adapter = load_adapter(file, sites, tokenizer, template)
         path = f"{ADAPTERS}/{file.name}"
-        entries.append(AdapterEntry(adapter.name, path, adapter.digest, adapter.rank, adapter.belongs_to))
+        entries.append(
+            AdapterEntry(
+                adapter.name,
+                path,
+                adapter.digest,
+                adapter.rank,
+                adapter.belongs_to,
+                proof="bundle",
+                gate=None,
+                lineage=None,
+            )
+        )
     names = [entry.name for entry in entries]
     if twice := sorted({name for name in names if names.count(name) > 1}):
         raise TaskError(f"two adapters are for {', '.join(twice)}; a task has one")
     return tuple(sorted(entries, key=lambda entry: entry.name))
 
 
-def _summary(gate: GateReport) -> GateSummary:
+def summary(gate: GateReport) -> GateSummary:
+    """What a manifest says of a gate that passed.
+
+    Raises:
+        GateError: it did not pass, or a check has no value.
+    """
     failed = [check.name for check in gate.checks if check.verdict != "pass"]
     if gate.verdict != "pass" or failed or not gate.checks:
         raise GateError(f"the gate did not pass ({', '.join(failed) or gate.verdict}), so there is no bundle")

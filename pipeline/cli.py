@@ -206,18 +206,62 @@ def export(
     _make(stages.onnx(settings, artifact(checkpoint), measured), out)
 
 
-@app.command(epilog="Example: cockpit package onnx --tools configs/cockpit-tools.json --out candidate")
+@app.command(
+    epilog="Example: cockpit package onnx --tools configs/cockpit-tools.json --out candidate\n\n"
+    "Or: cockpit package --adapter-for bundle --adapter adapter --base base --task media --out media-2"
+)
 def package(
-    onnx: Annotated[Path, typer.Argument(help="What `cockpit export` made.", show_default=False)],
     out: Out,
-    tools: Annotated[Path, typer.Option(help="JSON Schema of the callable functions.", show_default=False)],
+    onnx: Annotated[
+        Path | None, typer.Argument(help="What `cockpit export` made.", show_default=False)
+    ] = None,
+    tools: Annotated[
+        Path | None, typer.Option(help="JSON Schema of the callable functions.", show_default=False)
+    ] = None,
     name: Annotated[str, typer.Option(help="Name of the bundle.")] = "candidate",
     system: System = None,
+    adapter_for: Annotated[
+        Path | None,
+        typer.Option(metavar="BUNDLE", help="Make an update of this bundle instead: one more adapter."),
+    ] = None,
+    adapter: Annotated[Path | None, typer.Option(help="A PEFT adapter folder, for the update.")] = None,
+    base: Annotated[Path | None, typer.Option(help="The checkpoint that it was trained on.")] = None,
+    task: Annotated[str | None, typer.Option(help="The task that it is for.")] = None,
+    dtype: Annotated[
+        Literal["float32", "float16", "int8"], typer.Option(help="How the update stores the factors.")
+    ] = "float32",
+    replaces: Annotated[
+        bool, typer.Option("--replaces", help="The update takes the place of the task's adapter.")
+    ] = False,
+    report: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="DIR", help="What `cockpit validate` made of a copy of BUNDLE with the adapter installed."
+        ),
+    ] = None,
 ) -> None:
-    """ONNX + tools → a candidate bundle, which `cockpit validate` measures and admits."""
+    """ONNX + tools → a candidate bundle, which `cockpit validate` measures and admits.
+
+    With --adapter-for, an adapter → an update of a few megabytes, which `python -m runtime install` puts into
+    a bundle.
+    """
+    from pipeline.stage import artifact
+
+    if adapter_for is not None:
+        if adapter is None or base is None or task is None or onnx is not None or tools is not None:
+            raise UsageError("--adapter-for needs --adapter, --base and --task, and neither ONNX nor --tools")
+        from pipeline import delta
+
+        measured = None if report is None else artifact(report / "report")
+        made = delta.Made(artifact(adapter_for), artifact(adapter), artifact(base), measured)
+        _make(delta.delta(made, task, replaces, dtype), out)
+        return
+    if onnx is None or tools is None:
+        raise UsageError("give what `cockpit export` made and --tools, or --adapter-for; --help has examples")
+    if adapter or base or task or report or replaces:
+        raise UsageError("--adapter, --base, --task, --replaces and --report go with --adapter-for")
     from pipeline import stages
     from pipeline.config import DEFAULT_SYSTEM
-    from pipeline.stage import artifact
 
     label = stages.Label(name, system or DEFAULT_SYSTEM, {}, None)
     _make(stages.candidate(label, artifact(onnx), artifact(tools)), out)

@@ -11,6 +11,10 @@ A switchable bundle has a task for each of its adapters::
     assistant.use("navigation")
     assistant.call("take me home")
     assistant.call("a bit warmer", task="climate")
+
+One more adapter, from an update of a few megabytes::
+
+    runtime.install("bundle/", "navigation-2/")
 """
 
 from __future__ import annotations
@@ -32,6 +36,7 @@ from runtime.errors import (
 if TYPE_CHECKING:
     from runtime.assistant import Answer, Assistant, CallResult, Timing, load
     from runtime.sampling import Sampling
+    from runtime.update import install, recover, uninstall
 
 __all__ = [
     "Answer",
@@ -48,7 +53,10 @@ __all__ = [
     "TaskError",
     "Timing",
     "UsageError",
+    "install",
     "load",
+    "recover",
+    "uninstall",
 ]
 
 
@@ -58,6 +66,10 @@ def __getattr__(name: str) -> object:
         from runtime.sampling import Sampling
 
         return Sampling
+    if name in ("install", "recover", "uninstall"):
+        from runtime import update
+
+        return getattr(update, name)
     if name in __all__:
         from runtime import assistant
 

@@ -8,9 +8,12 @@ import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from runtime.errors import CockpitError, UsageError
+
+if TYPE_CHECKING:
+    from runtime.manifest import Manifest
 
 EXAMPLES = """\
 examples:
@@ -19,6 +22,8 @@ examples:
   python -m runtime bundle/ "take me home" --task navigation
   python -m runtime bundle/ --verify
   python -m runtime bundle/ --bench --prompt-tokens 256 --new-tokens 64
+  python -m runtime install bundle/ navigation-2/
+  python -m runtime install bundle/ --remove navigation
 
 exit codes:
   0 done   1 internal error   2 wrong usage, or an answer that is no valid call   5 the bundle is refused
@@ -27,9 +32,11 @@ exit codes:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; the exit code."""
-    options = _parser().parse_args(arguments)
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    install = given[:1] == ["install"]
+    options = _install_parser().parse_args(given[1:]) if install else _parser().parse_args(given)
     try:
-        _run(options)
+        (_install if install else _run)(options)
     except CockpitError as error:
         print(f"error: {error}", file=sys.stderr)
         return error.exit_code
@@ -61,6 +68,36 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
+def _install_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m runtime install",
+        description="Put an adapter into a bundle in one step, or take one out.",
+    )
+    parser.add_argument("bundle", type=Path, help="the bundle's directory")
+    parser.add_argument("delta", nargs="?", type=Path, help="what `cockpit package --adapter-for` made")
+    parser.add_argument("--remove", metavar="TASK", help="take this task's adapter out")
+    parser.add_argument("--recover", action="store_true", help="put right what a killed install left")
+    parser.add_argument(
+        "--unproven", action="store_true", help="install an adapter without evidence of its own"
+    )
+    parser.add_argument("--json", action="store_true", help="print one JSON object instead of text")
+    return parser
+
+
+def _install(options: argparse.Namespace) -> None:
+    if sum((options.delta is not None, options.remove is not None, options.recover)) != 1:
+        raise UsageError("give an update, or --remove TASK, or --recover; --help says more")
+    from runtime.update import install, recover, uninstall
+
+    if options.recover:
+        manifest = recover(options.bundle)
+    elif options.remove is not None:
+        manifest = uninstall(options.bundle, options.remove)
+    else:
+        manifest = install(options.bundle, options.delta, unproven=options.unproven)
+    _print_summary(manifest, options.json)
+
+
 def _run(options: argparse.Namespace) -> None:
     if sum((options.utterance is not None, options.verify, options.bench)) != 1:
         raise UsageError("give an utterance, or --verify, or --bench; --help has examples")
@@ -75,20 +112,27 @@ def _run(options: argparse.Namespace) -> None:
 def _verify(options: argparse.Namespace) -> None:
     from runtime.manifest import verify
 
-    manifest = verify(options.bundle)
+    _print_summary(verify(options.bundle), options.json)
+
+
+def _print_summary(manifest: Manifest, as_json: bool) -> None:
+    entries = manifest.adapters or ()
     summary: dict[str, Any] = {
         "name": manifest.name,
         "precision": manifest.precision,
         "admitted": manifest.gate is not None,
-        "tasks": [entry.name for entry in manifest.adapters or ()],
+        "tasks": [entry.name for entry in entries],
+        "unproven": [entry.name for entry in entries if entry.proof == "none"],
         "files": len(manifest.files),
         "bytes": sum(file.size for file in manifest.files.values()),
     }
-    if options.json:
+    if as_json:
         _print_json(summary)
         return
     state = "admitted" if summary["admitted"] else "a candidate, not admitted by a gate"
-    tasks = f"; tasks: {', '.join(summary['tasks']) or 'none yet'}" if manifest.adapters is not None else ""
+    told = {"bundle": "", "own": " (proved on its own)", "none": " (unproven)"}
+    named = ", ".join(f"{entry.name}{told[entry.proof]}" for entry in entries) or "none yet"
+    tasks = f"; tasks: {named}" if manifest.adapters is not None else ""
     print(f"{manifest.name} ({manifest.precision}) is intact: {len(manifest.files)} files; {state}{tasks}")
 
 

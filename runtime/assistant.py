@@ -193,7 +193,8 @@ class Assistant:
     def _listed(self, entry: AdapterEntry) -> Adapter:
         """An adapter of the bundle, which must be what the manifest says."""
         adapter = self._open(self._directory / entry.file)
-        if entry != AdapterEntry(adapter.name, entry.file, adapter.digest, adapter.rank, adapter.belongs_to):
+        said = (entry.name, entry.sha256, entry.rank, entry.belongs_to)
+        if said != (adapter.name, adapter.digest, adapter.rank, adapter.belongs_to):
             raise BundleError(f"bundle.json and the record of {entry.file} differ; package the bundle again")
         return adapter
 

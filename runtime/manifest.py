@@ -8,44 +8,33 @@ specification.
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import json
 import re
-import stat
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 from runtime.calls import AnswerForm
 from runtime.errors import BundleError
+from runtime.files import File, differences, digest, is_digest, list_problems, present, read_list
+from runtime.no_bundle import no_bundle
 from runtime.sites import ADAPTER_SUFFIX, SITES, record_name
 from runtime.strict import parse_json, read_record
 
 FORMAT_VERSION = 1
 MANIFEST = "bundle.json"
-BUILD_RECORD = "stage.json"
-"""What a build leaves beside bundle.json about itself; no part of the bundle, and no reader opens it."""
-MOST_MANIFEST_BYTES = 4 << 20
-"""A larger bundle.json is refused before it is read."""
 NEEDED_FILES = ("model.onnx", "tokenizer.json", "tokenizer_config.json", "chat_template.jinja", "tools.json")
 
 Precision = Literal["fp32", "fp16", "int8", "int4"]
 Exporter = Literal["graph", "optimum"]
 Direction = Literal["at most", "at least"]
+Proof = Literal["bundle", "own", "none"]
+"""bundle: the adapter was there when the bundle's `gate` was judged; own: it has a gate of its own; none: it
+was installed without evidence."""
 
-_DIGEST = re.compile(r"[0-9a-f]{64}")
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 _VERSION = re.compile(r"[0-9]+(\.[0-9]+)*")
-
-
-@dataclass(frozen=True)
-class File:
-    """What a file's content must be. `size` in bytes."""
-
-    sha256: str
-    size: int
 
 
 @dataclass(frozen=True)
@@ -104,7 +93,7 @@ class GateCheck:
 
 @dataclass(frozen=True)
 class GateSummary:
-    """What the bundle was admitted on. Only a passed gate is ever written."""
+    """What a bundle or an adapter was admitted on. Only a passed gate is ever written."""
 
     verdict: Literal["pass"]
     checks: tuple[GateCheck, ...]
@@ -120,6 +109,9 @@ class AdapterEntry:
         sha256: of the file.
         rank: largest of one weight's update.
         belongs_to: digest of what it must be used with (`runtime.sites.Belonging`).
+        proof: where the evidence for it is.
+        gate: what it was admitted on, where the evidence is its own.
+        lineage: what it was made from, where it was installed afterwards; else the bundle's says so.
     """
 
     name: str
@@ -127,6 +119,9 @@ class AdapterEntry:
     sha256: str
     rank: int
     belongs_to: str
+    proof: Proof
+    gate: GateSummary | None
+    lineage: Lineage | None
 
 
 @dataclass(frozen=True)
@@ -157,18 +152,12 @@ def verify(directory: Path) -> Manifest:
         BundleError: bundle.json is missing, malformed or of another format version; or files are
             missing, added, changed, or not plain files. All differences are in `problems`.
     """
-    manifest = parse(_read(directory))
-    present, found = _present_files(directory)
-    found += [f"{name} is missing" for name in sorted(set(manifest.files) - set(present))]
-    found += [f"{name} is not listed in {MANIFEST}" for name in sorted(set(present) - set(manifest.files))]
-    # The largest first, so that two threads end together; hashing and reading release the interpreter.
-    names = sorted(set(present) & set(manifest.files), key=lambda name: -present[name])
-    with ThreadPoolExecutor(max_workers=2) as pool:
-        checks = pool.map(
-            lambda name: _difference(directory, name, present[name], manifest.files[name]), names
-        )
-        found += sorted(check for check in checks if check is not None)
-    if found:
+    try:
+        text = read_list(directory / MANIFEST)
+    except FileNotFoundError:
+        raise BundleError(no_bundle(directory)) from None
+    manifest = parse(text)
+    if found := differences(directory, manifest.files, MANIFEST):
         raise BundleError(f"{directory} is not the bundle that was packaged; install it again:", found)
     return manifest
 
@@ -206,10 +195,10 @@ def write_manifest(directory: Path, manifest: Manifest) -> Manifest:
     Raises:
         BundleError: the directory holds something that a bundle may not, or lacks a file it needs.
     """
-    present, found = _present_files(directory)
+    sizes, found = present(directory, MANIFEST)
     if found:
         raise BundleError(f"{directory} cannot become a bundle:", found)
-    files = {name: File(_digest(directory / name), size) for name, size in sorted(present.items())}
+    files = {name: File(digest(directory / name), size) for name, size in sorted(sizes.items())}
     written = dataclasses.replace(manifest, files=files)
     text = manifest_text(written)
     parse(text)
@@ -223,59 +212,6 @@ def manifest_text(manifest: Manifest) -> str:
     if manifest.adapters is None:
         del value["adapters"]
     return json.dumps(value, ensure_ascii=False, indent=1, allow_nan=False) + "\n"
-
-
-def _read(directory: Path) -> str:
-    path = directory / MANIFEST
-    try:
-        status = path.lstat()
-        if not stat.S_ISREG(status.st_mode):
-            raise BundleError(f"{path} is not a plain file; install the bundle again")
-        if status.st_size > MOST_MANIFEST_BYTES:
-            raise BundleError(f"{path} is larger than {MOST_MANIFEST_BYTES} bytes; it is not a manifest")
-        return path.read_text(encoding="utf-8")
-    except (FileNotFoundError, NotADirectoryError):
-        raise BundleError(f"{directory} is not a bundle: it has no {MANIFEST}") from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise BundleError(f"cannot read {path}: {error}") from error
-
-
-def _present_files(directory: Path) -> tuple[dict[str, int], list[str]]:
-    """Every plain file below a directory but those two, with its size; and what else is there."""
-    sizes: dict[str, int] = {}
-    found: list[str] = []
-    for path in _walk(directory):
-        name = path.relative_to(directory).as_posix()
-        status = path.lstat()
-        if stat.S_ISLNK(status.st_mode):
-            found.append(f"{name} is a link; a bundle holds plain files only")
-        elif not stat.S_ISREG(status.st_mode):
-            found.append(f"{name} is not a plain file")
-        elif name not in (MANIFEST, BUILD_RECORD):
-            sizes[name] = status.st_size
-    return sizes, sorted(found)
-
-
-def _walk(directory: Path) -> Iterator[Path]:
-    for path in directory.iterdir():
-        if path.is_dir() and not path.is_symlink():
-            yield from _walk(path)
-        else:
-            yield path
-
-
-def _difference(directory: Path, name: str, size: int, expected: File) -> str | None:
-    if size != expected.size:
-        return f"{name} has {size} bytes instead of {expected.size}"
-    try:
-        return None if _digest(directory / name) == expected.sha256 else f"{name} was changed"
-    except OSError as error:
-        return f"{name} cannot be read: {error.strerror}"
-
-
-def _digest(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _constraints(manifest: Manifest) -> Iterator[str]:
@@ -295,11 +231,7 @@ def _constraints(manifest: Manifest) -> Iterator[str]:
     for name in NEEDED_FILES:
         if name not in manifest.files:
             yield f"files lists no {name}"
-    for name, file in manifest.files.items():
-        if not _inside(name):
-            yield f"files: {name!r:.80} is not a plain path inside the bundle"
-        if not _DIGEST.fullmatch(file.sha256) or file.size < 0:
-            yield f"files: {name:.80} needs a sha256 of 64 hex digits and a size"
+    yield from list_problems(manifest.files, MANIFEST)
     if manifest.adapters is not None:
         yield from _adapter_constraints(manifest, manifest.adapters)
 
@@ -323,12 +255,8 @@ def _adapter_constraints(manifest: Manifest, adapters: tuple[AdapterEntry, ...])
             yield f"adapters: {entry.name:.60} and files give two digests of {entry.file:.80}"
         if record_name(entry.file) not in manifest.files:
             yield f"files lists no {record_name(entry.file):.80}"
-        if entry.rank < 1 or not _DIGEST.fullmatch(entry.belongs_to):
+        if entry.rank < 1 or not is_digest(entry.belongs_to):
             yield f"adapters: {entry.name:.60} needs a rank and the digest of what it belongs to"
-
-
-def _inside(name: str) -> bool:
-    """Whether a file name is relative, normal, portable, and not the manifest's own."""
-    parts = name.split("/")
-    odd = any(part in ("", ".", "..") for part in parts) or any(c in "\\:" or c < " " for c in name)
-    return not odd and name not in (MANIFEST, BUILD_RECORD)
+        own = entry.gate is not None
+        if own != (entry.proof == "own") or (entry.gate is not None and not entry.gate.checks):
+            yield f"adapters: {entry.name:.60} needs a gate with checks if its proof is own, and only then"

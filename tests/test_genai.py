@@ -3,18 +3,28 @@
 from __future__ import annotations
 
 import json
+import shutil
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnxruntime
 import pytest
 
+import runtime
+from export.adapter import Factors, write_adapter
+from export.branches import Switchable
+from export.bundle import Description, package
 from export.checkpoint import export_checkpoint
 from export.genai import Decoder, write_genai_config
-from export.graph import Precision
+from export.graph import Precision, write_graph
 from export.tokenizer import SpecialTokens
+from pipeline.fingerprint import fingerprint
+from pipeline.provenance import file_digest
 from runtime.errors import ExportError
+from runtime.sites import Belonging, FactorType, read_sites
 
 CONTEXT = 64
 DECODER = Decoder(
@@ -104,6 +114,136 @@ def test_onnxruntime_genai_generates_the_same(
         generator.generate_next_token()
     assert list(generator.get_sequence(0)) == greedy(out, list(map(int, prompt)), length)
     assert list(genai.Tokenizer(model).encode("open the window")) == encoded(out, "open the window")
+
+
+PROMPT = [5, 60, 7, 100, 9]
+LENGTH = len(PROMPT) + 24
+TASKS = ("climate", "navigation")
+Make = Callable[[Precision, FactorType], Path]
+
+
+@pytest.fixture
+def switchable(
+    tiny_checkpoint: Path,
+    tiny_exported: Path,
+    tiny_tools_file: Path,
+    tiny_description: Description,
+    tmp_path: Path,
+) -> Make:
+    """Makes a bundle with an adapter of random factors for each of two tasks."""
+
+    def make(precision: Precision, dtype: FactorType) -> Path:
+        folder = Path(shutil.copytree(tiny_exported, tmp_path / "exported"))
+        digests = fingerprint(tiny_checkpoint).tensors
+        write_graph(tiny_checkpoint, folder, precision, 32, 256, ignore, switchable=Switchable(8, digests))
+        sites = read_sites(folder)
+        parts = [(part, site.columns) for site in sites.sites for part in site.parts]
+        belongs = Belonging(
+            {part.tensor: part.digest for part, _ in parts},
+            file_digest(folder / "tokenizer.json"),
+            file_digest(folder / "chat_template.jinja"),
+        )
+        for seed, name in enumerate(TASKS):
+            rng = np.random.default_rng(seed)
+            rank = 2 + seed
+            updates = [
+                Factors(
+                    part.tensor,
+                    rng.normal(0, 0.2, (rank, columns)).astype(np.float32),
+                    rng.normal(0, 0.2, (part.rows, rank)).astype(np.float32),
+                )
+                for part, columns in parts
+            ]
+            write_adapter(name, updates, sites, belongs, dtype, tmp_path)
+        files = [tmp_path / f"{name}.onnx_adapter" for name in TASKS]
+        described = replace(tiny_description, precision=precision)
+        package(folder, tmp_path / "bundle", tiny_tools_file, described, files)
+        return tmp_path / "bundle"
+
+    return make
+
+
+def ours(bundle: Path, tasks: tuple[str | None, ...]) -> list[list[int]]:
+    """The greedy continuation of each task, end of text excluded."""
+    assistant = runtime.load(bundle, threads=1)
+    found = []
+    for task in tasks:
+        assistant.use(task)
+        assistant.decoder.reset()
+        tokens = list(PROMPT)
+        logits = assistant.decoder.feed(tokens)
+        while len(tokens) < LENGTH:
+            logits[2] = -np.inf
+            tokens.append(int(logits.argmax()))
+            logits = assistant.decoder.feed(tokens[-1:])
+        found.append(tokens)
+    return found
+
+
+def opened(genai: Any, bundle: Path) -> tuple[Any, Any]:
+    """The bundle and its adapters, by the names of their tasks."""
+    model = genai.Model(str(bundle))
+    adapters = genai.Adapters(model)
+    for name in TASKS:
+        adapters.load(str(bundle / "adapters" / f"{name}.onnx_adapter"), name)
+    return model, adapters
+
+
+def generator_of(genai: Any, model: Any, adapters: Any, task: str | None) -> Any:
+    parameters = genai.GeneratorParams(model)
+    parameters.set_search_options(max_length=LENGTH, min_length=LENGTH)
+    generator = genai.Generator(model, parameters)
+    if task is not None:
+        generator.set_active_adapter(adapters, task)
+    return generator
+
+
+@pytest.mark.parametrize(
+    ("precision", "dtype"),
+    [("fp32", "float32"), ("fp16", "float16"), ("int8", "float32"), ("int4", "float32")],
+)
+def test_onnxruntime_genai_switches_adapters(
+    precision: Precision, dtype: FactorType, switchable: Make
+) -> None:
+    """Greedy tokens of each task, there and back, are those of our runtime."""
+    genai = pytest.importorskip("onnxruntime_genai", reason="pip install onnxruntime-genai to run this")
+    bundle = switchable(precision, dtype)
+    asked = (None, "climate", "navigation", None, "climate")
+    model, adapters = opened(genai, bundle)
+    found = []
+    for task in asked:
+        generator = generator_of(genai, model, adapters, task)
+        generator.append_tokens(np.array(PROMPT, np.int32))
+        while not generator.is_done():
+            generator.generate_next_token()
+        found.append(list(map(int, generator.get_sequence(0))))
+    assert found == ours(bundle, asked)
+    assert len({tuple(tokens) for tokens in found}) == 3
+
+
+def test_what_onnxruntime_genai_refuses(switchable: Make) -> None:
+    """A second adapter of a name, and to let go of one that a generator holds."""
+    genai = pytest.importorskip("onnxruntime_genai", reason="pip install onnxruntime-genai to run this")
+    bundle = switchable("fp32", "float32")
+    model, adapters = opened(genai, bundle)
+    with pytest.raises(RuntimeError, match="already loaded: climate"):
+        adapters.load(str(bundle / "adapters" / "climate.onnx_adapter"), "climate")
+    generator = generator_of(genai, model, adapters, "climate")
+    with pytest.raises(RuntimeError, match="still in use: climate"):
+        adapters.unload("climate")
+    del generator
+    adapters.unload("climate")
+    with pytest.raises(RuntimeError, match="not found: climate"):
+        generator_of(genai, model, adapters, "climate")
+
+
+def test_onnxruntime_genai_needs_the_graphs_own_type(switchable: Make) -> None:
+    """It hands on what is stored: int8 factors are expanded by our runtime alone."""
+    genai = pytest.importorskip("onnxruntime_genai", reason="pip install onnxruntime-genai to run this")
+    model, adapters = opened(genai, switchable("fp32", "int8"))
+    generator = generator_of(genai, model, adapters, "climate")
+    with pytest.raises(RuntimeError, match=r"Actual: \(tensor\(int8\)\)"):
+        generator.append_tokens(np.array(PROMPT, np.int32))
 
 
 def greedy(out: Path, tokens: list[int], length: int) -> list[int]:

@@ -19,7 +19,8 @@ MAY_IMPORT = {
 }
 DEVICE = {"numpy", "onnxruntime", "tokenizers", "jinja2", "llguidance"}
 STANDARD_ONLY = (
-    "errors.py", "report.py", "manifest.py", "sites.py", "strict.py", "schema.py", "calls.py", "grammar.py",
+    "errors.py", "report.py", "files.py", "manifest.py", "no_bundle.py", "delta.py", "sites.py", "strict.py",
+    "schema.py", "calls.py", "grammar.py",
 )  # fmt: skip
 WITHOUT_TORCH = (
     "pipeline/config.py",

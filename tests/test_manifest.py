@@ -13,13 +13,12 @@ from typing import Any
 import pytest
 
 from runtime.errors import BundleError
+from runtime.files import MOST_BYTES, File
 from runtime.manifest import (
     FORMAT_VERSION,
     MANIFEST,
-    MOST_MANIFEST_BYTES,
     NEEDED_FILES,
     AdapterEntry,
-    File,
     GateCheck,
     GateSummary,
     Limits,
@@ -137,7 +136,7 @@ def test_the_manifest_itself_may_not_be_a_link_or_huge(bundle: Path, tmp_path: P
     assert "not a plain file" in str(refusal(bundle))
     (bundle / MANIFEST).unlink()
     with (bundle / MANIFEST).open("wb") as file:
-        file.truncate(MOST_MANIFEST_BYTES + 1)
+        file.truncate(MOST_BYTES + 1)
     assert "larger than" in str(refusal(bundle))
 
 
@@ -210,5 +209,5 @@ def test_the_specification_names_every_field_and_file() -> None:
     names = {field.name for kind in kinds for field in dataclasses.fields(kind)} | set(NEEDED_FILES)
     assert sorted(name for name in names if name not in text) == []
     assert f"version {FORMAT_VERSION}" in text
-    assert MOST_MANIFEST_BYTES == 4 * 1024 * 1024
+    assert MOST_BYTES == 4 * 1024 * 1024
     assert "4 MiB" in text

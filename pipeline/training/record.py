@@ -18,7 +18,7 @@ def trained_prompt(adapter: Path) -> str | None:
     Raises:
         AdapterError: the record is there but cannot be read.
     """
-    figures = _read(adapter)
+    figures = read_training(adapter)
     if figures is None:
         return None
     if not isinstance(figures.get("system"), str):
@@ -34,10 +34,15 @@ def trained_in_nf4(adapter: Path) -> bool:
     Raises:
         AdapterError: the record is there but cannot be read.
     """
-    return (_read(adapter) or {}).get("method") == "qlora"
+    return (read_training(adapter) or {}).get("method") == "qlora"
 
 
-def _read(adapter: Path) -> dict[str, Any] | None:
+def read_training(adapter: Path) -> dict[str, Any] | None:
+    """All of the record; none, where the adapter was trained elsewhere.
+
+    Raises:
+        AdapterError: the record is there but cannot be read.
+    """
     file = adapter / TRAINING
     try:
         figures = json.loads(file.read_text(encoding="utf-8"))
