@@ -36,12 +36,10 @@ from runtime.manifest import (
     write_manifest,
 )
 from runtime.report import GateReport
-from runtime.sites import SITES, read_sites, record_name
+from runtime.sites import ADAPTERS, SITES, read_sites, record_name
 
 NEEDED = ("model.onnx", "genai_config.json", "tokenizer.json", "tokenizer_config.json", "chat_template.jinja")
 OPTIONAL = ("model.onnx.data", "model.onnx_data", "head.onnx", "special_tokens_map.json", SITES)
-ADAPTERS = "adapters"
-"""The bundle's directory of adapters."""
 MINIMUM_ONNXRUNTIME = "1.28.1"
 """The first with all operators the graph uses and without known holes in reading external data."""
 STANDARD_DOMAIN = "ai.onnx"

@@ -72,7 +72,7 @@ def delta(made: Made, task: str, replaces: bool, dtype: FactorType) -> Plan:
             progress("holding the report against the bundle", 0, 0)
             unproven = _empty(scratch / "unproven")
             write_delta(made.bundle.path, updates, belongs, described, None, unproven)
-            _refuse_another_report(report, made, manifest, unproven, scratch / "trial")
+            _refuse_another_report(report, made, unproven, scratch / "trial")
             evidence = Evidence(gate, {path.name: path for path in sorted(made.report.path.iterdir())})
         written = write_delta(made.bundle.path, updates, belongs, described, evidence, out)
         return {"bytes": sum(file.size for file in written.files.values()), "proven": evidence is not None}
@@ -100,9 +100,7 @@ def _refuse_another_prompt(adapter: Path, manifest: Manifest) -> None:
         )
 
 
-def _refuse_another_report(
-    report: Report, made: Made, manifest: Manifest, unproven: Path, trial: Path
-) -> None:
+def _refuse_another_report(report: Report, made: Made, unproven: Path, trial: Path) -> None:
     """Refuse evidence that is of anything but this bundle with this adapter."""
     for name, wanted in (("adapter", made.adapter), ("base", made.base)):
         if report.lineage.get(name) != wanted.digest:

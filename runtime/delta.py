@@ -15,7 +15,7 @@ from pathlib import Path
 
 from runtime.errors import BundleError
 from runtime.files import File, differences, list_problems, read_list
-from runtime.manifest import AdapterEntry, GateSummary, Limits, Lineage, Manifest, Prompt
+from runtime.manifest import NAME, AdapterEntry, GateSummary, Limits, Lineage, Manifest, Prompt
 from runtime.no_bundle import DELTA
 from runtime.sites import ADAPTER_SUFFIX, record_name
 from runtime.strict import parse_json, read_record
@@ -152,6 +152,8 @@ def foreign_parts(wanted: Target, found: Target) -> list[str]:
 
 def _constraints(delta: Delta) -> Iterator[str]:
     """What the types of the fields cannot say."""
+    if not NAME.fullmatch(delta.task):
+        yield f"task must be of letters, digits, . _ and -, not {delta.task!r:.60}"
     yield from list_problems(delta.files, DELTA)
     needed = (delta.file, record_name(delta.file))
     yield from (f"files lists no {name:.80}" for name in needed if name not in delta.files)

@@ -33,7 +33,7 @@ Proof = Literal["bundle", "own", "none"]
 """bundle: the adapter was there when the bundle's `gate` was judged; own: it has a gate of its own; none: it
 was installed without evidence."""
 
-_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
+NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 _VERSION = re.compile(r"[0-9]+(\.[0-9]+)*")
 
 
@@ -217,7 +217,7 @@ def manifest_text(manifest: Manifest) -> str:
 def _constraints(manifest: Manifest) -> Iterator[str]:
     """What the types of the fields cannot say."""
     limits, prompt = manifest.limits, manifest.prompt
-    if not _NAME.fullmatch(manifest.name):
+    if not NAME.fullmatch(manifest.name):
         yield f"name must be of letters, digits, . _ and -, not {manifest.name!r:.60}"
     if not _VERSION.fullmatch(manifest.requirements.onnxruntime):
         yield f"requirements.onnxruntime must be a version, not {manifest.requirements.onnxruntime!r:.60}"
@@ -246,7 +246,7 @@ def _adapter_constraints(manifest: Manifest, adapters: tuple[AdapterEntry, ...])
         f"adapters: {name:.60} is there twice" for name in sorted({n for n in names if names.count(n) > 1})
     )
     for entry in adapters:
-        if not _NAME.fullmatch(entry.name):
+        if not NAME.fullmatch(entry.name):
             yield f"adapters: a name must be of letters, digits, . _ and -, not {entry.name!r:.60}"
         listed = manifest.files.get(entry.file)
         if listed is None or not entry.file.endswith(ADAPTER_SUFFIX):

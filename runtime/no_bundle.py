@@ -15,7 +15,8 @@ _ALONE = "an adapter is no model: it says what to add to W0 x, and W0 is in a bu
 
 def no_bundle(path: Path) -> str:
     """Why `path` cannot be opened as a bundle, and what to do."""
-    if path.with_name(f"{BEFORE}{path.name}").is_dir() and not path.exists():
+    whole = path.absolute()
+    if not path.exists() and (whole.parent / f"{BEFORE}{whole.name}").is_dir():
         return (
             f"{path} is not there because an update was stopped in the midst; the old bundle is whole: "
             f"`python -m runtime install {path} --recover` puts it back"

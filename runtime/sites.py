@@ -17,6 +17,8 @@ from runtime.errors import BundleError
 from runtime.strict import parse_json, read_record
 
 SITES = "adapter_sites.json"
+ADAPTERS = "adapters"
+"""The bundle's directory of adapters."""
 ADAPTER_SUFFIX = ".onnx_adapter"
 RECORD_SUFFIX = ".json"
 SCALES = ".scales"

@@ -22,7 +22,7 @@ from runtime.no_bundle import BEFORE
 _FRESH = ".install-"
 _HERE = -100  # AT_FDCWD
 _EXCHANGE = 2  # RENAME_EXCHANGE
-_CANNOT = (errno.ENOSYS, errno.EINVAL, errno.ENOTSUP)
+_CANNOT = (errno.ENOSYS, errno.EINVAL, errno.ENOTSUP, errno.EPERM)  # some sandboxes say the last
 
 
 @contextmanager
@@ -39,10 +39,12 @@ def alone(directory: Path) -> Iterator[None]:
     try:
         try:
             fcntl.flock(parent, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
+        except BlockingIOError as error:
             raise BundleError(
                 f"another install is at work in {directory.parent}; let it end, then try again"
             ) from error
+        except OSError as error:
+            raise BundleError(f"cannot lock {directory.parent}: {error.strerror}") from error
         recover(directory)
         yield
     finally:
@@ -103,7 +105,7 @@ def _two_renames(fresh: Path, directory: Path) -> Path:
     directory.rename(before)
     try:
         fresh.rename(directory)
-    except OSError:
+    except BaseException:
         before.rename(directory)
         raise
     return before

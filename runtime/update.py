@@ -17,10 +17,7 @@ from runtime.adapters import load_adapter
 from runtime.delta import REPORTS, Delta, adapter_files, foreign_parts, target, verify_delta
 from runtime.errors import BundleError, TaskError, UsageError
 from runtime.manifest import MANIFEST, AdapterEntry, Manifest, manifest_text, parse, verify
-from runtime.sites import read_sites, record_name
-
-ADAPTERS = "adapters"
-"""The bundle's directory of adapters."""
+from runtime.sites import ADAPTERS, read_sites, record_name
 
 
 def install(bundle: Path | str, delta: Path | str, unproven: bool = False) -> Manifest:

@@ -235,6 +235,7 @@ def retarget(update: Path, name: str) -> None:
             lambda update: edit(update, lambda said: said["target"]["limits"].update(context=512)),
             "limits.context is another",
         ),
+        (lambda update: edit(update, lambda said: said.update(task="a/b")), "task must be of letters"),
         (lambda update: edit(update, lambda said: said.update(format_version=2)), "format version 2"),
         (lambda update: edit(update, lambda said: said.update(more=1)), "more is not a known field"),
         (lambda update: edit(update, lambda said: said.pop("task")), "task is missing"),
@@ -456,13 +457,21 @@ def test_the_guides_example_and_what_ba_alone_answers(workshop: Workshop, bundle
     """docs/bundle-format.md has these numbers."""
     import numpy as np
 
-    w0, ba, x = np.array([[1, 2], [3, 4]]), np.array([[0.05, 0.1], [0.06, 0.12]]), np.array([1, 1])
-    alone, whole = ba @ x, (w0 + ba) @ x
-    np.testing.assert_allclose(alone, [0.15, 0.18])
-    np.testing.assert_allclose(whole, [3.15, 7.18])
-    text = (ROOT / "docs" / "bundle-format.md").read_text(encoding="utf-8")
-    for values in (w0 + ba, alone, whole):
-        assert json.dumps(np.round(values, 10).tolist()) in text
+    w0, a, b = np.array([[1, 2], [3, 4]]), np.array([[0.1, 0.2]]), np.array([[0.5], [0.6]])
+    told, unseen = np.array([1, 2]), np.array([2, -1])
+    text = " ".join((ROOT / "docs" / "bundle-format.md").read_text(encoding="utf-8").split())
+    for name, values in {
+        "W0 =": w0,
+        "A =": a,
+        "B =": b,
+        "B A =": b @ a,
+        "B A alone gives": b @ a @ told,
+        "W0 + B A =": w0 + b @ a,
+        "gives": (w0 + b @ a) @ told,
+        "and gives": b @ a @ unseen,
+        "the layer makes": (w0 + b @ a) @ unseen,
+    }.items():
+        assert f"{name} {json.dumps((np.round(values, 10) + 0).tolist())}" in text
     for update in factors(read_adapter(workshop.adapters["climate"]), Checkpoint(workshop.base)):
         weight = Checkpoint(workshop.base).read(update.tensor, 0, len(update.b)).astype(np.float32)
         assert np.linalg.matrix_rank(weight) > np.linalg.matrix_rank(update.b @ update.a) == 2
@@ -567,6 +576,24 @@ def test_a_disk_that_takes_no_more(bytes_left: int, workshop: Workshop, bundle: 
     assert "it is as it was" in done.stdout, done.stderr
     assert directory_files(bundle) == before
     assert [path.name for path in tmp_path.iterdir()] == ["bundle"]
+
+
+def test_a_file_system_that_exchanges_nothing(
+    workshop: Workshop, bundle: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from runtime import swap
+
+    monkeypatch.setattr(swap, "_exchange", lambda one, other: False)
+    runtime.install(bundle, workshop.deltas["climate"], unproven=True)
+    rename = Path.rename
+
+    def refusing(path: Path, target: Path) -> Path:
+        if path.name == ".install-bundle":
+            raise OSError(28, "No space left on device")
+        return rename(path, target)
+
+    monkeypatch.setattr(Path, "rename", refusing)
+    assert "No space left" in refusal(bundle, workshop.deltas["navigation"])
 
 
 def test_two_installs_at_once(workshop: Workshop, bundle: Path) -> None:
