@@ -1,4 +1,4 @@
-"""An adapter for a bundle that is installed already, as a directory of a few megabytes."""
+"""An adapter for a bundle that is installed already, as a directory of its own."""
 
 from __future__ import annotations
 

@@ -242,8 +242,7 @@ def package(
 ) -> None:
     """ONNX + tools → a candidate bundle, which `cockpit validate` measures and admits.
 
-    With --adapter-for, an adapter → an update of a few megabytes, which `python -m runtime install` puts into
-    a bundle.
+    With --adapter-for, an adapter → an update of that bundle, which `python -m runtime install` puts into it.
     """
     from pipeline.stage import artifact
 

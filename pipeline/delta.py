@@ -1,4 +1,4 @@
-"""A PEFT adapter and the bundle that it is for → an update of a few megabytes, as a stage."""
+"""A PEFT adapter and the bundle that it is for → an update of that bundle, as a stage."""
 
 from __future__ import annotations
 

@@ -12,7 +12,7 @@ A switchable bundle has a task for each of its adapters::
     assistant.call("take me home")
     assistant.call("a bit warmer", task="climate")
 
-One more adapter, from an update of a few megabytes::
+One more adapter, put into the bundle in one step::
 
     runtime.install("bundle/", "navigation-2/")
 """

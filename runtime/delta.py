@@ -84,7 +84,11 @@ def verify_delta(directory: Path) -> Delta:
             "`cockpit package --adapter-for` makes one"
         ) from None
     delta = parse_delta(text)
-    if found := differences(directory, delta.files, DELTA):
+    try:
+        found = differences(directory, delta.files, DELTA)
+    except OSError as error:
+        raise BundleError(f"cannot read {directory}: {error}") from error
+    if found:
         raise BundleError(f"{directory} is not the update that was packaged; fetch it again:", found)
     return delta
 

@@ -157,7 +157,13 @@ def verify(directory: Path) -> Manifest:
     except FileNotFoundError:
         raise BundleError(no_bundle(directory)) from None
     manifest = parse(text)
-    if found := differences(directory, manifest.files, MANIFEST):
+    try:
+        found = differences(directory, manifest.files, MANIFEST)
+    except OSError as error:
+        raise BundleError(
+            f"cannot read {directory}: {error}; open it again if it was being updated"
+        ) from error
+    if found:
         raise BundleError(f"{directory} is not the bundle that was packaged; install it again:", found)
     return manifest
 

@@ -126,6 +126,14 @@ def test_reading_a_manifest_loads_no_third_party_package(tiny_bundle: Path) -> N
     assert loaded & (DEVICE | BUILD_HOST) == set()
 
 
+def test_an_install_needs_numpy_and_onnxruntime_alone() -> None:
+    code = (
+        "import json, sys, runtime; runtime.install\n"
+        "print(json.dumps(sorted({name.partition('.')[0] for name in sys.modules})))"
+    )
+    assert set(json.loads(run(code))) & (DEVICE | BUILD_HOST) == {"numpy", "onnxruntime"}
+
+
 @pytest.mark.parametrize("path", WITHOUT_TORCH)
 def test_judging_and_configuring_need_no_torch(path: str) -> None:
     module = path.removesuffix(".py").replace("/", ".")

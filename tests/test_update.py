@@ -7,6 +7,8 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -594,6 +596,23 @@ def test_a_file_system_that_exchanges_nothing(
 
     monkeypatch.setattr(Path, "rename", refusing)
     assert "No space left" in refusal(bundle, workshop.deltas["navigation"])
+
+
+def test_whoever_opens_it_meanwhile_gets_a_bundle_or_a_refusal(workshop: Workshop, bundle: Path) -> None:
+    def come_and_go() -> None:
+        for _ in range(10):
+            runtime.install(bundle, workshop.deltas["climate"], unproven=True)
+            runtime.uninstall(bundle, "climate")
+
+    whole = 0
+    with ThreadPoolExecutor(1) as pool:
+        coming = pool.submit(come_and_go)
+        while not coming.done():
+            with suppress(BundleError):
+                verify(bundle)
+                whole += 1
+        coming.result()
+    assert whole > 0
 
 
 def test_two_installs_at_once(workshop: Workshop, bundle: Path) -> None:
