@@ -12,7 +12,7 @@ import re
 import tomllib
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeVar, get_args, get_origin
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
@@ -27,8 +27,12 @@ Precision = Literal["fp32", "fp16", "int8", "int4"]
 Share = Annotated[float, Field(ge=0.0, le=1.0)]
 Positive = Annotated[float, Field(gt=0.0)]
 Rank = Annotated[int, Field(ge=1)]
+Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
 Model = TypeVar("Model", bound=BaseModel)
+Files = TypeVar("Files", "Data", "TaskData")
 
+_FILES = ("train", "validation", "test")
+_WITHOUT_BRANCH = ("embed_tokens", "lm_head")
 _VARIABLE = re.compile(r"\$(?:(\w+)|\{(\w+)\})")
 
 
@@ -76,6 +80,9 @@ class Data(Section):
     may name environment variables: `$COCKPIT_DATA_DIR/…`."""
     system: str = DEFAULT_SYSTEM
     """System prompt of every conversation; it ships in the bundle."""
+    functions: tuple[str, ...] = ()
+    """Names of functions, or patterns such as "climate_*": records that call others are left out. Unset: none
+    is. What may be called is `tools` in either case."""
     train: Path | None = None
     """JSON Lines of records or of OpenAI messages; `test` comes with it. Unset: records are generated."""
     validation: Path | None = None
@@ -167,6 +174,13 @@ class Train(Section):
         """AdaLoRA's `adalora_init_r`, or its default."""
         return self.adalora_init_r or -(-3 * self.r // 2)
 
+    @property
+    def highest_rank(self) -> int:
+        """The largest rank that a layer may end with."""
+        if self.method == "adalora":
+            return self.initial_rank
+        return max(self.r, *self.rank_pattern.values(), 1)
+
     @model_validator(mode="after")
     def _keys_go_together(self) -> Train:
         problems = [*self._unread_keys(), *self._contradictions(), *self._broken_patterns()]
@@ -235,6 +249,8 @@ class Export(Section):
     """Longest prompt plus answer in tokens; at most what the base was trained for."""
     exporter: Literal["graph", "optimum"] = "graph"
     """graph: our own builder; optimum: for architectures it does not know (needs the optimum extra)."""
+    most_rank: Rank = 32
+    """Of a switchable graph: the largest rank of an adapter that it will ever take."""
 
     @property
     def weights_per_scale(self) -> int:
@@ -333,11 +349,51 @@ class Gate(Section):
     """Peak memory over the baseline's."""
 
 
+class TaskData(Section):
+    """What a task's records have of their own; unset keys are those of `[data]`."""
+
+    train: Path | None = None
+    """With `test`, and perhaps `validation`, in place of the files of `[data]`."""
+    validation: Path | None = None
+    test: Path | None = None
+    train_examples: Annotated[int, Field(ge=1)] | None = None
+    validation_examples: Annotated[int, Field(ge=1)] | None = None
+    test_examples: Annotated[int, Field(ge=1)] | None = None
+    chinese: Share | None = None
+
+
+class Task(Section):
+    """One of several tasks that share base, system prompt and tools, each with an adapter of its own."""
+
+    name: Name
+    """What the car calls it by: `assistant.use("navigation")`."""
+    functions: tuple[str, ...] = ()
+    """Names of functions, or patterns such as "climate_*": records that call only these, or none, are the
+    task's. Unset: all records of its own files are."""
+    data: TaskData = TaskData()
+    train: dict[str, Any] = {}
+    """Keys of `[train]` that are other ones here."""
+    gate: dict[str, Any] = {}
+    """Keys of `[gate]` that are other ones here."""
+
+    @model_validator(mode="after")
+    def _has_records(self) -> Task:
+        if not self.functions and self.data.train is None:
+            raise ValueError(
+                f'the task "{self.name}" has no records: name its functions, as in ["climate_*"], or files '
+                "of its own in [task.data]"
+            )
+        return self
+
+
 class Config(Section):
     """A whole config file."""
 
-    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
+    name: Name
     """Names the run directory and the bundle."""
+    mode: Literal["switchable", "merged"] = "switchable"
+    """What becomes of several tasks. switchable: one bundle, in which each has its adapter beside one base;
+    merged: a bundle for each."""
     seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
     base: Base
     data: Data
@@ -345,6 +401,95 @@ class Config(Section):
     export: Export = Export()
     validate_: Validate = Field(default=Validate(), alias="validate")
     gate: Gate = Gate()
+    tasks: tuple[Task, ...] = Field(default=(), alias="task")
+
+    @property
+    def switchable(self) -> bool:
+        """Whether one graph is built that takes each task's adapter."""
+        return bool(self.tasks) and self.mode == "switchable"
+
+    def of_task(self, task: Task) -> Config:
+        """The config of a build of this task alone."""
+        return self.model_copy(
+            update={
+                "name": f"{self.name}-{task.name}",
+                "data": self._data_of(task),
+                "train": self._train_of(task),
+                "gate": self._gate_of(task),
+                "tasks": (),
+            }
+        )
+
+    @model_validator(mode="after")
+    def _tasks_can_be_built(self) -> Config:
+        problems = [*self._without_tasks(), *self._of_tasks()]
+        if problems:
+            raise ValueError("; ".join(problems))
+        return self
+
+    def _without_tasks(self) -> Iterator[str]:
+        """Keys that would be passed over without a word."""
+        if "mode" in self.model_fields_set and not self.tasks:
+            yield "mode is of several tasks, and there is no [[task]]: add some, or leave mode out"
+        if "most_rank" in self.export.model_fields_set and not self.switchable:
+            yield (
+                'export.most_rank is of a switchable graph: add [[task]] tables in mode = "switchable", '
+                "or leave it out"
+            )
+
+    def _of_tasks(self) -> Iterator[str]:
+        names = [task.name for task in self.tasks]
+        for name in dict.fromkeys(name for name in names if names.count(name) > 1):
+            yield f'two tasks are named "{name}"; give each a name of its own'
+        if self.switchable and self.export.exporter == "optimum":
+            yield 'exporter = "optimum" writes no switchable graph: take "graph", or mode = "merged"'
+        for task in self.tasks:
+            try:
+                self._gate_of(task)
+                self._data_of(task)
+                train = self._train_of(task)
+            except ConfigError as error:
+                yield str(error)
+            else:
+                if self.switchable:
+                    yield from (f'task "{task.name}": {problem}' for problem in self._unswitchable(train))
+
+    def _unswitchable(self, train: Train) -> Iterator[str]:
+        """What an adapter of this training has no place for in a switchable graph (docs/decisions/0011)."""
+        otherwise = 'or mode = "merged"'
+        if train.method == "dora":
+            yield f'method = "dora" scales whole products and cannot stay unmerged: take "lora", {otherwise}'
+        if train.method == "qlora":
+            yield (
+                'method = "qlora" trains beside weights in 4 bits, which are not the base that tasks share: '
+                f'take "lora", {otherwise}'
+            )
+        if train.modules_to_save:
+            yield f"modules_to_save takes the place of the base's layers: leave it out, {otherwise}"
+        if isinstance(train.target_modules, tuple):
+            ends = (name.rpartition(".")[2] for name in train.target_modules)
+            for name in dict.fromkeys(end for end in ends if end in _WITHOUT_BRANCH):
+                yield f'target_modules: beside "{name}" no adapter fits: leave it out, {otherwise}'
+        if train.highest_rank > self.export.most_rank:
+            yield (
+                f"its ranks go up to {train.highest_rank}, and export.most_rank is {self.export.most_rank}: "
+                "raise that or lower the rank"
+            )
+
+    def _data_of(self, task: Task) -> Data:
+        own = task.data.model_dump(exclude_none=True)
+        files = set(_FILES) if task.data.train else set()
+        shared = self.data.model_dump(exclude_unset=True, exclude=files)
+        functions = {"functions": task.functions} if task.functions else {}
+        return _validated(Data, {**shared, **own, **functions}, f'task "{task.name}", [task.data]')
+
+    def _train_of(self, task: Task) -> Train:
+        table = {**self.train.model_dump(exclude_unset=True), **task.train}
+        return _validated(Train, table, f'task "{task.name}", [task.train]')
+
+    def _gate_of(self, task: Task) -> Gate:
+        table = {**self.gate.model_dump(exclude_unset=True), **task.gate}
+        return _validated(Gate, table, f'task "{task.name}", [task.gate]')
 
 
 def load_config(path: Path, overrides: tuple[str, ...] = ()) -> Config:
@@ -430,17 +575,25 @@ def _apply(table: dict[str, Any], override: str) -> None:
 
 def _anchored(config: Config, folder: Path) -> Config:
     """The config with relative paths made absolute against the config file's folder."""
-    data = config.data.model_copy(
-        update={
-            key: (folder / _expanded(value, f"data.{key}")).resolve()
-            for key in ("tools", "train", "validation", "test")
-            if (value := getattr(config.data, key)) is not None
-        }
+    data = _anchored_files(config.data, folder, "data")
+    tasks = tuple(
+        task.model_copy(update={"data": _anchored_files(task.data, folder, f"{task.name}.data")})
+        for task in config.tasks
     )
     base = config.base
     if base.path is not None:
         base = base.model_copy(update={"path": (folder / _expanded(base.path, "base.path")).resolve()})
-    return config.model_copy(update={"data": data, "base": base})
+    return config.model_copy(update={"data": data, "base": base, "tasks": tasks})
+
+
+def _anchored_files(data: Files, folder: Path, where: str) -> Files:
+    return data.model_copy(
+        update={
+            key: (folder / _expanded(value, f"{where}.{key}")).resolve()
+            for key in ("tools", *_FILES)
+            if (value := getattr(data, key, None)) is not None
+        }
+    )
 
 
 def _expanded(path: Path, key: str) -> Path:
@@ -481,4 +634,6 @@ def _known(model: type[BaseModel], parents: tuple[int | str, ...]) -> list[str]:
         for name, field in model.model_fields.items():
             if (field.alias or name) == parent and isinstance(field.annotation, type):
                 model = field.annotation
+            elif (field.alias or name) == parent and get_origin(field.annotation) is tuple:
+                model = get_args(field.annotation)[0]
     return [field.alias or name for name, field in model.model_fields.items()]

@@ -4,8 +4,23 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.config import SEVEN_PROJECTIONS, load_config
+from pipeline.config import SEVEN_PROJECTIONS, Config, load_config
 from runtime.errors import ConfigError
+
+TASKS = """
+[[task]]
+name = "cabin"
+functions = ["climate_*", "window_*"]
+[task.train]
+r = 8
+[task.gate]
+min_exact_call = 0.5
+[[task]]
+name = "navigation"
+[task.data]
+train = "navigation/train.jsonl"
+test = "navigation/test.jsonl"
+"""
 
 CONFIGS = Path(__file__).parent.parent / "configs"
 
@@ -167,3 +182,77 @@ def test_adalora_starts_at_one_and_a_half_times_the_rank_unless_told(tmp_path: P
 def test_a_missing_config_says_where_to_find_some(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"no config file at .*configs/"):
         load_config(tmp_path / "absent.toml")
+
+
+def of_tasks(folder: Path, *overrides: str, tasks: str = TASKS) -> Config:
+    return load_config(written(folder, MINIMAL + "[train]\nlearning_rate = 1e-3\n" + tasks), overrides)
+
+
+def test_a_task_is_the_config_with_its_own_keys(tmp_path: Path) -> None:
+    config = of_tasks(tmp_path, "data.train=all.jsonl", "data.test=t.jsonl", "data.validation=v.jsonl")
+    cabin, navigation = (config.of_task(task) for task in config.tasks)
+    assert (cabin.name, navigation.name) == ("small-cabin", "small-navigation")
+    assert (cabin.train.r, navigation.train.r) == (8, 16)
+    assert cabin.train.learning_rate == navigation.train.learning_rate == 1e-3
+    assert (cabin.gate.min_exact_call, navigation.gate.min_exact_call) == (0.5, None)
+    assert (cabin.data.functions, navigation.data.functions) == (("climate_*", "window_*"), ())
+    assert (cabin.data.train, cabin.data.validation) == (tmp_path / "all.jsonl", tmp_path / "v.jsonl")
+    # The shared validation file belongs to the shared training file.
+    assert navigation.data.train == tmp_path / "navigation" / "train.jsonl"
+    assert navigation.data.validation is None
+    assert cabin.data.tools == navigation.data.tools == tmp_path / "tools.json"
+    assert cabin.base == navigation.base == config.base
+    assert not cabin.tasks
+
+
+def test_several_tasks_are_switchable_unless_told(tmp_path: Path) -> None:
+    assert of_tasks(tmp_path).switchable
+    assert not of_tasks(tmp_path, "mode=merged").switchable
+    assert not load_config(written(tmp_path)).switchable
+
+
+@pytest.mark.parametrize("method", ["dora", "qlora"])
+def test_what_cannot_stay_unmerged_can_be_merged(tmp_path: Path, method: str) -> None:
+    config = of_tasks(tmp_path, "mode=merged", f"train.method={method}")
+    assert [config.of_task(task).train.method for task in config.tasks] == [method, method]
+
+
+@pytest.mark.parametrize(
+    ("tasks", "overrides", "message"),
+    [
+        ("", ("mode=merged",), "mode is of several tasks, and there is no [[task]]"),
+        ("", ("export.most_rank=8",), "export.most_rank is of a switchable graph"),
+        (TASKS, ("mode=merged", "export.most_rank=8"), "export.most_rank is of a switchable graph"),
+        (TASKS, ("mode=both",), "'switchable' or 'merged'"),
+        (TASKS + TASKS, (), 'two tasks are named "cabin"; give each a name of its own; two tasks are named'),
+        (TASKS + '[[task]]\nname = "idle"', (), 'the task "idle" has no records: name its functions'),
+        (TASKS.replace("[task.gate]", "[task.gates]"), (), '"task.0.gates"; did you mean "gate"'),
+        (TASKS.replace("r = 8", "rr = 8"), (), 'task "cabin", [task.train]: unknown key "rr"'),
+        (TASKS.replace("r = 8", "r = 0"), (), 'task "cabin", [task.train]: "r": Input should be'),
+        (TASKS.replace("min_exact_call", "min_exact"), (), 'task "cabin", [task.gate]: unknown key'),
+        (TASKS.replace('test = "n', 'validation = "n'), (), "train and test come together"),
+        (TASKS, ("train.method=dora",), 'task "navigation": method = "dora" scales whole products'),
+        (TASKS, ("train.method=qlora",), 'task "cabin": method = "qlora" trains beside weights in 4 bits'),
+        (TASKS, ('train.modules_to_save=["model.norm"]',), "modules_to_save takes the place of the base's"),
+        (TASKS, ('train.target_modules=["lm_head"]',), 'beside "lm_head" no adapter fits'),
+        (TASKS, ("train.r=64",), 'task "navigation": its ranks go up to 64, and export.most_rank is 32'),
+        (TASKS, ("train.rank_pattern.q_proj=40",), "its ranks go up to 40"),
+        (TASKS, ("train.method=adalora", "export.most_rank=16"), "its ranks go up to 24"),
+        (TASKS, ("export.exporter=optimum", "export.precision=fp32"), "writes no switchable graph"),
+        (TASKS.replace('"navigation/train', '"$NOT_SET/train'), (), '"navigation.data.train" is $NOT_SET'),
+    ],
+)
+def test_wrong_tasks_are_one_clear_sentence(
+    tmp_path: Path, tasks: str, overrides: tuple[str, ...], message: str
+) -> None:
+    with pytest.raises(ConfigError) as caught:
+        of_tasks(tmp_path, *overrides, tasks=tasks)
+    assert message in str(caught.value)
+
+
+def test_the_problems_of_all_tasks_are_named(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError) as caught:
+        of_tasks(tmp_path, "train.method=dora", "train.r=64")
+    said = str(caught.value)
+    assert said.count('method = "dora"') == 2
+    assert said.count("its ranks go up to 64") == 1

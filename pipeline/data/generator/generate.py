@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import random
 from collections import deque
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -31,6 +31,8 @@ COMPOUND_SHARE: Final[Mapping[Split, float]] = {"train": 0.16, "validation": 0.1
 """Several calls at once, out of all."""
 THREE_CALLS_SHARE: Final = 0.2
 """Of compound utterances, how many have three calls."""
+FEWEST_JOINED: Final = 2
+"""Functions that a compound utterance calls at least."""
 _PATIENCE = 500
 """Draws in a row that give nothing new before a family counts as exhausted."""
 
@@ -135,25 +137,35 @@ def families(language: Language, split: Split, seed: int) -> dict[str | None, tu
 
 
 def generate(
-    tools: Sequence[Tool], *, split: Split, examples: int, chinese: float, seed: int
+    tools: Sequence[Tool],
+    *,
+    split: Split,
+    examples: int,
+    chinese: float,
+    seed: int,
+    functions: Collection[str] | None = None,
 ) -> list[Record]:
     """Draw the records of one split.
 
     Args:
-        tools: the functions of configs/cockpit-tools.json; each is drawn equally often.
+        tools: the functions of configs/cockpit-tools.json.
         split: whose template families and open-ended values are used.
         examples: how many records, over both languages.
         chinese: share of them in Chinese, from 0 to 1.
         seed: the same seed gives the same records, in every split.
+        functions: those to speak of, each drawn equally often; None: all.
 
     Raises:
         DataError: the tools are not those the grammar speaks of, or it has too few sentences to say.
     """
     _check_tools(tools)
+    wanted = {tool.name for tool in tools} if functions is None else set(functions)
     in_chinese = round(examples * chinese)
     counts: tuple[tuple[Language, int], ...] = (("en", examples - in_chinese), ("zh", in_chinese))
     records = [
-        record for language, count in counts for record in _in_language(tools, split, count, language, seed)
+        record
+        for language, count in counts
+        for record in _in_language(tools, wanted, split, count, language, seed)
     ]
     random.Random(f"{seed}/{split}/order").shuffle(records)
     return records
@@ -171,11 +183,22 @@ def _check_tools(tools: Sequence[Tool]) -> None:
 
 
 def _in_language(
-    tools: Sequence[Tool], split: Split, count: int, language: Language, seed: int
+    tools: Sequence[Tool],
+    functions: Collection[str],
+    split: Split,
+    count: int,
+    language: Language,
+    seed: int,
 ) -> Iterator[Record]:
     rng = random.Random(f"{seed}/{split}/{language}")
-    refusals, compounds = round(count * REFUSAL_SHARE[split]), round(count * COMPOUND_SHARE[split])
-    drawer = _Drawer(GRAMMARS[language], families(language, split, seed), rng, training=split == "train")
+    refusals = round(count * REFUSAL_SHARE[split])
+    spoken = {
+        function: group
+        for function, group in families(language, split, seed).items()
+        if function is None or function in functions
+    }
+    drawer = _Drawer(GRAMMARS[language], spoken, rng, training=split == "train")
+    compounds = round(count * COMPOUND_SHARE[split]) if drawer.joinable >= FEWEST_JOINED else 0
     numbers = itertools.count()
     for wanted, draws in (
         (refusals, drawer.refusals()),
@@ -222,6 +245,17 @@ class _Drawer:
         self._rng = rng
         self._training = training
         self._said: set[str] = set()
+        clauses = {
+            function: [family for family in of_function if family.template.clause]
+            for function, of_function in families.items()
+            if function is not None
+        }
+        self._clauses = {function: group for function, group in clauses.items() if group}
+
+    @property
+    def joinable(self) -> int:
+        """Functions that a clause of a compound utterance may call."""
+        return len(self._clauses)
 
     def refusals(self) -> Iterator[Drawn]:
         """Requests that no function serves, each family in turn."""
@@ -239,15 +273,11 @@ class _Drawer:
 
     def compounds(self) -> Iterator[Drawn]:
         """Two or three imperative clauses that call different functions."""
-        clauses = {
-            function: [family for family in of_function if family.template.clause]
-            for function, of_function in self._families.items()
-            if function is not None
-        }
-        functions = [function for function, of_function in clauses.items() if of_function]
+        functions = list(self._clauses)
         while True:
-            chosen = self._rng.sample(functions, 3 if self._rng.random() < THREE_CALLS_SHARE else 2)
-            drawn = self._unsaid(tuple(self._rng.choice(clauses[function]) for function in chosen))
+            clauses = 3 if self._rng.random() < THREE_CALLS_SHARE else FEWEST_JOINED
+            chosen = self._rng.sample(functions, min(clauses, len(functions)))
+            drawn = self._unsaid(tuple(self._rng.choice(self._clauses[function]) for function in chosen))
             if drawn is not None:
                 yield drawn
 
