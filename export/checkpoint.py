@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from export.architecture import read_architecture, read_config
+from export.branches import Switchable
 from export.calibration import Calibration
 from export.genai import Decoder, write_genai_config
 from export.graph import Precision, Progress, write_graph
@@ -21,6 +22,7 @@ def export_checkpoint(
     context: int,
     progress: Progress,
     calibration: Path | None = None,
+    switchable: Switchable | None = None,
 ) -> Mapping[str, int | str]:
     """Export a supported checkpoint into an empty directory.
 
@@ -33,6 +35,7 @@ def export_checkpoint(
         progress: hears what is done, how much of it, and of how much.
         calibration: a folder that `export.calibration` describes, for an int8 that rounds activations as a
             whole where that is much faster.
+        switchable: with it, the graph takes adapters, and adapter_sites.json says where.
 
     Returns:
         What the export's record says of itself; sizes in bytes.
@@ -60,7 +63,7 @@ def export_checkpoint(
     )
     write_genai_config(decoder, tokens, out)
     measured = None if calibration is None else Calibration(calibration)
-    write_graph(checkpoint, out, precision, block_size, context, progress, measured)
+    write_graph(checkpoint, out, precision, block_size, context, progress, measured, switchable)
     return {
         "architecture": architecture.name,
         "precision": precision,

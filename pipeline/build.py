@@ -6,33 +6,21 @@ named `bundle` there unless it passed its gates.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Any
 
 from pipeline import stages
 from pipeline.config import Config
 from pipeline.evidence.admission import assemble, refuse_unless_passed, write_report
 from pipeline.evidence.baseline import refuse_incomparable
 from pipeline.evidence.latency import this_machine
-from pipeline.stage import Progress, StageResult, link, locked, run_stage
+from pipeline.run import Observer, Run
+from pipeline.stage import StageResult, locked
 from pipeline.stages import Label, Origin, Plan
 from runtime.errors import UsageError
 from runtime.report import Report
-
-
-class Observer(Protocol):
-    """Whoever watches a build."""
-
-    def started(self, stage: str) -> Progress:
-        """A stage begins; the answer is told how it goes."""
-
-    def finished(self, stage: str, result: StageResult) -> None:
-        """A stage is done or was reused."""
-
-    def judged(self, report: Report, folder: Path) -> None:
-        """The gates have spoken, and the report lies in `folder`."""
 
 
 @dataclass(frozen=True)
@@ -72,7 +60,7 @@ _PLANS: Mapping[str, Callable[[Config, Made], Plan | None]] = {
             config.export.calibration_conversations,
             config.data.system,
             made["merged"].artifact,
-            made["data"].artifact,
+            {"data": made["data"].artifact},
         )
         if config.export.calibrated
         else None
@@ -117,55 +105,64 @@ def build(
         baseline: the report of the last release, to be judged against as well.
 
     Raises:
-        UsageError: an unknown stage, another build holds the store, or a baseline of another machine.
+        UsageError: a config of several tasks, an unknown stage, another build holds the store, or a
+            baseline of another machine.
         GateError: the candidate did not pass; the report says why, and nothing is named `bundle`.
         CockpitError: whatever a stage raises.
     """
-    for name in (until, *rebuild):
-        if name not in STAGES:
-            raise UsageError(f'there is no stage "{name}"; stages: {", ".join(STAGES)}')
+    if config.tasks:
+        raise UsageError("this config has several tasks, which only `cockpit build` makes")
+    refuse_unknown((until, *rebuild), STAGES)
     if baseline is not None:
         refuse_incomparable(baseline, this_machine(), config.validate_.threads)
-    run, store = runs / config.name, runs / "store"
-    made: dict[str, StageResult] = {}
-
-    def make(name: str, plan: Plan) -> None:
-        told = observer.started(name)
-        made[name] = run_stage(
-            plan.stage, store, lambda out, scratch: plan.work(out, scratch, told), rebuild=name in rebuild
-        )
-        link(made[name].artifact.path, run / name)
-        observer.finished(name, made[name])
-
-    with locked(store):
+    run = Run(runs / config.name, runs / "store", observer, rebuild)
+    made = run.made
+    with locked(run.store):
         for name, planned in _PLANS.items():
             if name == "candidate":
                 # From here on a bundle of an earlier build would be taken for this one.
-                (run / "bundle").unlink(missing_ok=True)
+                run.forget("bundle")
             plan = planned(config, made)
             if plan is not None:
-                make(name, plan)
+                run.make(name, plan)
             else:
-                (run / name).unlink(missing_ok=True)  # that of an earlier config
+                run.forget(name)
             if name == until:
-                return Built(run, made, None)
+                return Built(run.folder, made, None)
         artifacts = {name: result.artifact for name, result in made.items()}
         report = assemble(
             made["evidence"].artifact.path, made["candidate"].artifact.path, config.gate, artifacts, baseline
         )
-        write_report(report, run / "report")
-        observer.judged(report, run / "report")
-        refuse_unless_passed(report.gate, run / "report")
-        make("bundle", stages.bundle(made["candidate"].artifact, run / "report", report.gate))
-    return Built(run, made, report)
+        write_report(report, run.folder / "report")
+        observer.judged(report, run.folder / "report")
+        refuse_unless_passed(report.gate, run.folder / "report")
+        run.make("bundle", stages.bundle(made["candidate"].artifact, run.folder / "report", report.gate))
+    return Built(run.folder, made, report)
 
 
-def _label(config: Config, made: Made) -> Label:
-    """The candidate's label: the recipe is what shaped the model, not how it is judged."""
+def refuse_unknown(named: Iterable[str], known: Sequence[str]) -> None:
+    """Refuse names of stages that there are none of.
+
+    Raises:
+        UsageError: there is one.
+    """
+    for name in named:
+        if name not in known:
+            raise UsageError(f'there is no stage "{name}"; stages: {", ".join(known)}')
+
+
+def recipe_of(config: Config) -> dict[str, Any]:
+    """What shaped a model, not how it is judged, nor where a folder lies on the build host."""
     recipe = config.model_dump(
         mode="json", include={"seed", "base", "data", "train", "export"}, exclude_none=True
     )
     for table in ("base", "data"):
-        # Where a folder lies on the build host is nobody's business in a car.
         recipe[table] = {key: value for key, value in recipe[table].items() if key not in _PATHS}
-    return Label(config.name, config.data.system, recipe, str(made["base"].figures["fingerprint"]))
+    if not config.switchable:
+        del recipe["export"]["most_rank"]
+    return recipe
+
+
+def _label(config: Config, made: Made) -> Label:
+    fingerprint = str(made["base"].figures["fingerprint"])
+    return Label(config.name, config.data.system, recipe_of(config), fingerprint)

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -26,15 +27,15 @@ FEWEST_CONVERSATIONS = 8
 
 
 def calibrate(
-    checkpoint: Path, data: Path, system: str, conversations: int, out: Path, progress: Progress
+    checkpoint: Path, data: Sequence[Path], system: str, conversations: int, out: Path, progress: Progress
 ) -> Mapping[str, Any]:
     """Run a checkpoint over training conversations and note what its layers' gate and up read.
 
     Args:
-        checkpoint: a merged checkpoint of a Llama-shaped decoder.
-        data: a folder with `train.jsonl` and `tools.json`.
+        checkpoint: a merged checkpoint of a Llama-shaped decoder, or a base that several tasks share.
+        data: folders with `train.jsonl` and the same `tools.json`, one for each task.
         system: the system prompt.
-        conversations: how many of the training split to run, from its beginning.
+        conversations: how many of the training splits to run, from their beginnings in turn.
         out: an empty directory.
         progress: told of every conversation.
 
@@ -42,24 +43,31 @@ def calibrate(
         CheckpointError: the checkpoint cannot be loaded, or has no gate and up.
         DataError: too few different conversations, or a malformed record.
     """
-    records = read_records(data / "train.jsonl")[:conversations]
+    records = _in_turn(data)[:conversations]
     different = len({record.utterance for record in records})
     if different < FEWEST_CONVERSATIONS:
+        files = ", ".join(str(folder / "train.jsonl") for folder in data)
         raise DataError(
-            f"the first {conversations} records of {data / 'train.jsonl'} are {different} different ones, "
+            f"the first {conversations} records of {files} are {different} different ones, "
             f"and calibration needs {FEWEST_CONVERSATIONS}; give it more, "
             "or set export.calibration_conversations = 0 to round in blocks everywhere"
         )
     model = _load(checkpoint)
     loudest = _watch(model)
     tokens = 0
-    for done, ids in enumerate(_rendered(checkpoint, data, records, system), start=1):
+    for done, ids in enumerate(_rendered(checkpoint, data[0], records, system), start=1):
         with torch.inference_mode():
             model(input_ids=torch.tensor([ids]), use_cache=False, logits_to_keep=1)
         tokens += len(ids)
         progress("calibrating", done, len(records))
     save_file({name: values.numpy() for name, values in loudest.items()}, out / ACTIVATIONS)
     return {"conversations": len(records), "tokens": tokens}
+
+
+def _in_turn(data: Sequence[Path]) -> list[Record]:
+    """Training records, one of each folder after the other."""
+    turns = itertools.zip_longest(*(read_records(folder / "train.jsonl") for folder in data))
+    return [record for turn in turns for record in turn if record is not None]
 
 
 def _load(checkpoint: Path) -> PreTrainedModel:

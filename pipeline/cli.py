@@ -71,7 +71,10 @@ def options(context: typer.Context, debug: Debug = False) -> None:
         refuse_several(context.invoked_subcommand)
 
 
-@app.command(epilog="Example: cockpit build configs/smollm2-135m.toml --set export.precision=int4")
+@app.command(
+    epilog="Example: cockpit build configs/smollm2-135m.toml --set export.precision=int4; of several tasks: "
+    "cockpit build configs/smollm2-135m-tasks.toml"
+)
 def build(
     config: ConfigFile,
     runs: Runs = Path("runs"),
@@ -82,13 +85,28 @@ def build(
     ] = None,
     baseline: Baseline = None,
 ) -> None:
-    """Run all stages, from base model to admitted bundle; unchanged stages are reused."""
+    """Run all stages, from base model to admitted bundle; unchanged stages are reused.
+
+    A config with several tasks makes one bundle with an adapter for each task, or in mode = "merged"
+    a bundle for each; exit code 4 when any task fails.
+    """
     from pipeline.build import build as run_build
     from pipeline.config import load_config
     from pipeline.console import BuildDisplay
+    from pipeline.task_build import build_tasks
     from runtime.report import read_report
 
     settings = load_config(config, tuple(overrides or ()))
+    if settings.tasks:
+        if baseline is not None:
+            raise UsageError(
+                "--baseline is the report of one task, and this config has several; leave it out"
+            )
+        with BuildDisplay(console) as display:
+            display.summarize_tasks(
+                build_tasks(settings, runs, display, until=until, rebuild=frozenset(rebuild or ()))
+            )
+        return
     last = None if baseline is None else read_report(baseline)
     with BuildDisplay(console) as display:
         built = run_build(
@@ -166,7 +184,8 @@ def calibrate(
     from pipeline.config import DEFAULT_SYSTEM
     from pipeline.stage import artifact
 
-    plan = stages.calibration(conversations, system or DEFAULT_SYSTEM, artifact(checkpoint), artifact(data))
+    training = {"data": artifact(data)}
+    plan = stages.calibration(conversations, system or DEFAULT_SYSTEM, artifact(checkpoint), training)
     _make(plan, out)
 
 
@@ -367,6 +386,7 @@ def bench(bundle: BundleFolder, as_json: Json = False, threads: Threads = 2) -> 
 @app.command(epilog="Example: cockpit report runs/smollm2-135m")
 def report(
     run: Annotated[Path, typer.Argument(metavar="RUN", help="A run's folder.", show_default=False)],
+    task: Annotated[str | None, typer.Option(help="Of a run with several tasks, the one.")] = None,
     as_json: Json = False,
 ) -> None:
     """Draw report.html and junit.xml again from a run's report.json, and show the verdict."""
@@ -374,13 +394,14 @@ def report(
     from pipeline.evidence.admission import write_report
     from runtime.report import read_report, to_json
 
-    found = read_report(run / "report" / "report.json")
-    write_report(found, run / "report")
+    folder = run / "report" if task is None else run / "report" / task
+    found = read_report(folder / "report.json")
+    write_report(found, folder)
     if as_json:
         sys.stdout.write(to_json(found.gate))
         return
     with BuildDisplay(console) as display:
-        display.judged(found, run / "report")
+        display.judged(found, folder)
 
 
 @app.command(epilog="Example: cockpit claims configs/smollm2-135m.toml --out docs/claims.md")

@@ -22,6 +22,7 @@ from pipeline.build import Built
 from pipeline.doctor import Finding
 from pipeline.evidence.report.terminal import summary_table, verdict_table
 from pipeline.stage import StageResult
+from pipeline.task_build import BuiltTasks
 from runtime.report import Report
 
 
@@ -97,6 +98,12 @@ class BuildDisplay:
         """The gate table, whatever the verdict."""
         self._console.print(verdict_table(report))
         self._console.print(f"report: {folder / 'report.html'}", highlight=False)
+
+    def summarize_tasks(self, built: BuiltTasks) -> None:
+        """The summary table of each task, and where things are."""
+        for report in built.reports.values():
+            self._console.print(summary_table(report))
+        self._console.print(f"{built.last.name}: {built.last}", highlight=False)
 
     def _close(self) -> None:
         if self._display is not None:

@@ -130,16 +130,17 @@ def merged_together(
     return Plan(Stage("merged", "pipeline.merge", ("numpy", "ml-dtypes"), settings, inputs), work)
 
 
-def calibration(conversations: int, system: str, merged: Artifact, data: Artifact) -> Plan:
+def calibration(conversations: int, system: str, checkpoint: Artifact, data: Mapping[str, Artifact]) -> Plan:
     """A checkpoint and training conversations → what its widest products read."""
 
     def work(out: Path, scratch: Path, progress: Progress) -> Mapping[str, Any]:
         from pipeline.calibrate import calibrate
 
-        return calibrate(merged.path, data.path, system, conversations, out, progress)
+        folders = [training.path for training in data.values()]
+        return calibrate(checkpoint.path, folders, system, conversations, out, progress)
 
     settings = {"conversations": conversations, "system": system}
-    inputs = {"merged": merged, "data": data}
+    inputs = {"checkpoint": checkpoint, **data}
     return Plan(Stage("calibration", "pipeline.calibrate", _MEASURING[:2], settings, inputs), work)
 
 
@@ -165,7 +166,46 @@ def onnx(settings: Export, merged: Artifact, calibration: Artifact | None) -> Pl
 
     module = "export.optimum" if settings.exporter == "optimum" else "export.checkpoint"
     inputs = {"merged": merged} | ({"calibration": calibration} if calibration else {})
-    return Plan(Stage("onnx", module, _EXPORTING, settings.model_dump(mode="json"), inputs), work)
+    config = settings.model_dump(mode="json", exclude={"most_rank"})
+    return Plan(Stage("onnx", module, _EXPORTING, config, inputs), work)
+
+
+def switchable_onnx(settings: Export, base: Artifact, calibration: Artifact | None) -> Plan:
+    """A base → an ONNX model that takes adapters, tokenizer, genai_config.json."""
+
+    def work(out: Path, scratch: Path, progress: Progress) -> Mapping[str, Any]:
+        from export.branches import Switchable
+        from export.checkpoint import export_checkpoint
+        from pipeline.fingerprint import fingerprint
+
+        return export_checkpoint(
+            base.path,
+            out,
+            settings.precision,
+            settings.weights_per_scale,
+            settings.context,
+            progress,
+            calibration.path if calibration else None,
+            Switchable(settings.most_rank, fingerprint(base.path).tensors),
+        )
+
+    inputs = {"base": base} | ({"calibration": calibration} if calibration else {})
+    config = settings.model_dump(mode="json")
+    return Plan(Stage("onnx", "export.checkpoint", _EXPORTING, config, inputs), work)
+
+
+def adapters(base: Artifact, onnx: Artifact, trained: Mapping[str, Artifact]) -> Plan:
+    """The adapter of each task → a file that the switchable graph takes, named as the task."""
+
+    def work(out: Path, scratch: Path, progress: Progress) -> Mapping[str, Any]:
+        from pipeline.unmerged import keep_unmerged
+
+        given = {task: adapter.path for task, adapter in trained.items()}
+        return {"ranks": keep_unmerged(given, base.path, onnx.path, onnx.path, out)}
+
+    inputs = {"base": base, "onnx": onnx} | {f"adapter-{task}": each for task, each in trained.items()}
+    libraries = ("numpy", "onnxruntime")
+    return Plan(Stage("adapters", "pipeline.unmerged", libraries, sorted(trained), inputs), work)
 
 
 @dataclass(frozen=True)
@@ -185,18 +225,20 @@ class Label:
     base_fingerprint: str | None
 
 
-def candidate(label: Label, onnx: Artifact, tools: Artifact) -> Plan:
+def candidate(label: Label, onnx: Artifact, tools: Artifact, adapters: Artifact | None = None) -> Plan:
     """ONNX, tools and what is known of them → a candidate bundle.
 
     Args:
         label: name, prompt and recipe.
         onnx: what the export stage made.
         tools: a tools file, or a folder with `tools.json`.
+        adapters: a folder of NAME.onnx_adapter files, for a switchable graph.
     """
 
     def work(out: Path, scratch: Path, progress: Progress) -> Mapping[str, Any]:
         from export.bundle import Description, answer_form, package
         from runtime.manifest import Lineage
+        from runtime.sites import ADAPTER_SUFFIX
 
         precision, exporter = _exported_as(onnx.path)
         description = Description(
@@ -214,7 +256,8 @@ def candidate(label: Label, onnx: Artifact, tools: Artifact) -> Plan:
             form=answer_form(onnx.path),
         )
         path = tools.path / "tools.json" if tools.path.is_dir() else tools.path
-        manifest = package(onnx.path, out, path, description)
+        files = sorted(adapters.path.glob(f"*{ADAPTER_SUFFIX}")) if adapters else []
+        manifest = package(onnx.path, out, path, description, files)
         return {"files": len(manifest.files)}
 
     config = {
@@ -223,7 +266,8 @@ def candidate(label: Label, onnx: Artifact, tools: Artifact) -> Plan:
         "recipe": label.recipe,
         "base": label.base_fingerprint,
     }
-    return Plan(Stage("candidate", "export.bundle", ("onnx",), config, {"onnx": onnx, "tools": tools}), work)
+    inputs = {"onnx": onnx, "tools": tools} | ({"adapters": adapters} if adapters else {})
+    return Plan(Stage("candidate", "export.bundle", ("onnx",), config, inputs), work)
 
 
 @dataclass(frozen=True)
@@ -247,8 +291,18 @@ def evidence(
     origin: Origin,
     data: Artifact,
     others: Mapping[str, Artifact],
+    task: str | None = None,
 ) -> Plan:
-    """A bundle, and what it must be true to → measurements; `others` are bundles timed beside it."""
+    """A bundle, and what it must be true to → measurements.
+
+    Args:
+        settings: how much to measure.
+        bundle: the candidate.
+        origin: what it was made from.
+        data: test records.
+        others: bundles timed beside it.
+        task: of a bundle with several, the one whose adapter is `origin`'s; it was never merged.
+    """
 
     def work(out: Path, scratch: Path, progress: Progress) -> Mapping[str, Any]:
         from pipeline.evidence.measure import Model, measure, merge_again
@@ -259,25 +313,50 @@ def evidence(
         # Scratch survives a kill, and half a form must not be taken for a whole one.
         with TemporaryDirectory(dir=scratch) as name:
             fresh = Path(name)
-            merged = origin.merged.path if origin.merged else merge_again(base, adapter, fresh, progress)
-            model = Model(base, trained_beside(base, adapter, fresh, progress), adapter, merged)
+            merged = origin.merged.path if origin.merged else None
+            if merged is None and task is None:
+                merged = merge_again(base, adapter, fresh, progress)
+            model = Model(base, trained_beside(base, adapter, fresh, progress), adapter, merged, task)
             return measure(settings, bundle.path, beside, model, data.path, out, fresh, progress)
 
     # Latency belongs to the machine: evidence of another one is measured again, not reused.
     config = {"machine": asdict(this_machine()), **settings.model_dump(mode="json")}
+    if task is not None:
+        config["task"] = task
     inputs = {"bundle": bundle, "base": origin.base, "adapter": origin.adapter, "data": data, **others}
     if origin.merged is not None:
         inputs["merged"] = origin.merged
     return Plan(Stage("evidence", "pipeline.evidence.measure", _MEASURING, config, inputs), work)
 
 
+def switching(bundle: Artifact, data: Mapping[str, Artifact], threads: int) -> Plan:
+    """A bundle with several tasks, and test records of each → whether one task leaves a trace in another."""
+
+    def work(out: Path, scratch: Path, progress: Progress) -> Mapping[str, Any]:
+        from pipeline.evidence.switching import measure_switching
+
+        tests = {task: records.path / "test.jsonl" for task, records in data.items()}
+        return measure_switching(bundle.path, tests, threads, out, progress)
+
+    inputs = {"bundle": bundle} | {f"data-{task}": records for task, records in data.items()}
+    config = {"machine": asdict(this_machine()), "threads": threads}
+    return Plan(
+        Stage("switching", "pipeline.evidence.switching", ("onnxruntime", "tokenizers"), config, inputs), work
+    )
+
+
 def bundle(candidate: Artifact, report: Path, gate: GateReport) -> Plan:
-    """A candidate and the verdict it passed with → the bundle."""
+    """A candidate and the verdict it passed with → the bundle; a report in a folder is named after both."""
 
     def work(out: Path, scratch: Path, progress: Progress) -> Mapping[str, Any]:
         from export.bundle import admit
 
-        manifest = admit(candidate.path, out, gate, {path.name: path for path in sorted(report.iterdir())})
+        files = {
+            "-".join(path.relative_to(report).parts): path
+            for path in sorted(report.rglob("*"))
+            if path.is_file()
+        }
+        manifest = admit(candidate.path, out, gate, files)
         return {"files": len(manifest.files)}
 
     inputs = {"candidate": candidate, "report": artifact(report)}

@@ -104,9 +104,10 @@ class SiteError:
 class Hop:
     """One step of the chain from the unmerged model to the bundle.
 
-    The forms are, in order: `unmerged`, `merged`, `onnx` (float32, of the merged checkpoint), for a
-    quantized model `weights_only` (the shipped graph with float activations), `shipped` (the shipped graph,
-    run directly), `bundle` (through the runtime).
+    The forms are, in order: `unmerged`, `merged`, `onnx` (float32, of the merged checkpoint; or of the base
+    with the adapter beside it, where that stays unmerged and there is no `merged`), for a quantized model
+    `weights_only` (the shipped graph with float activations), `shipped` (the shipped graph, run directly),
+    `bundle` (through the runtime).
     """
 
     step: Comparison
@@ -301,7 +302,21 @@ class LatencyReport:
     points: tuple[LatencyPoint, ...]
     call: CallLatency
     footprints: dict[str, Footprint]
-    """Contender → its process; the contenders are `unmerged`, `merged`, `bundle` and any added bundle."""
+    """Contender → its process; the contenders are `unmerged`, `merged` where the adapter is, `bundle` and any
+    added bundle."""
+
+
+@dataclass(frozen=True)
+class Switching:
+    """A bundle's tasks and its bare base, asked again and again in a random order."""
+
+    tasks: int
+    turns: int
+    """Answers that were compared with the first of the same task."""
+    different: int
+    """Of those, how many were not the same: the tokens, and the logits to the last bit."""
+    first_difference: str
+    """Which task, and what was asked before; empty when there is none."""
 
 
 @dataclass(frozen=True)

@@ -50,7 +50,7 @@ def data(tiny_tools_file: Path, tmp_path_factory: pytest.TempPathFactory) -> Pat
 @pytest.fixture(scope="module")
 def calibration(tiny_checkpoint: Path, data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("calibration")
-    figures = calibrate(tiny_checkpoint, data, SYSTEM, 10, folder, silent)
+    figures = calibrate(tiny_checkpoint, [data], SYSTEM, 10, folder, silent)
     assert figures["conversations"] == 10
     assert figures["tokens"] > 300
     return folder
@@ -73,16 +73,16 @@ def test_too_few_different_conversations_are_refused(
     tiny_checkpoint: Path, data: Path, tmp_path: Path
 ) -> None:
     with pytest.raises(DataError, match="3 different ones, and calibration needs 8"):
-        calibrate(tiny_checkpoint, data, SYSTEM, 3, tmp_path, silent)
+        calibrate(tiny_checkpoint, [data], SYSTEM, 3, tmp_path, silent)
     line = (data / "train.jsonl").read_text(encoding="utf-8").splitlines()[0]
     (tmp_path / "train.jsonl").write_text("\n".join([line] * 20), encoding="utf-8")
     with pytest.raises(DataError, match="1 different"):
-        calibrate(tiny_checkpoint, tmp_path, SYSTEM, 20, tmp_path, silent)
+        calibrate(tiny_checkpoint, [tmp_path], SYSTEM, 20, tmp_path, silent)
 
 
 def test_a_checkpoint_that_is_none_is_refused(data: Path, tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="cannot load"):
-        calibrate(tmp_path, data, SYSTEM, 10, tmp_path, silent)
+        calibrate(tmp_path, [data], SYSTEM, 10, tmp_path, silent)
 
 
 def test_a_folder_without_activations_is_refused(tmp_path: Path) -> None:

@@ -60,7 +60,7 @@ def test_the_patterns_of_all_tasks_are_checked_at_once(tiny_tools_file: Path) ->
 def test_generated_records_speak_of_the_tasks_functions_alone(tmp_path: Path) -> None:
     data = Data(
         tools=COCKPIT,
-        functions=("navigation_*",),
+        functions=("nav_*",),
         train_examples=100,
         validation_examples=20,
         test_examples=40,

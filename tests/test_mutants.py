@@ -153,7 +153,7 @@ def judged(
         if mutant.calibrated:
             calibration = folder / "calibration"
             calibration.mkdir()
-            calibrate(source, training, tiny_description.system, len(RECORDS), calibration, silent)
+            calibrate(source, [training], tiny_description.system, len(RECORDS), calibration, silent)
         export_checkpoint(source, exported, mutant.precision, 32, CONTEXT, silent, calibration)
         if mutant.exported:
             mutant.exported(exported)

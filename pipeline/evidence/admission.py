@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ from runtime.report import (
     LatencyReport,
     ParityReport,
     Report,
+    Switching,
     TaskReport,
     Training,
     from_json,
@@ -30,8 +32,26 @@ from runtime.report import (
 )
 
 
+@dataclass(frozen=True)
+class TaskEvidence:
+    """Which of a bundle's tasks was measured.
+
+    Attributes:
+        name: of the task.
+        switching: what `pipeline.evidence.switching` wrote about all of them.
+    """
+
+    name: str
+    switching: Path
+
+
 def assemble(
-    evidence: Path, bundle: Path, gate: Gate, made: Mapping[str, Artifact], baseline: Report | None
+    evidence: Path,
+    bundle: Path,
+    gate: Gate,
+    made: Mapping[str, Artifact],
+    baseline: Report | None,
+    task: TaskEvidence | None = None,
 ) -> Report:
     """Judge the measurements in `evidence`.
 
@@ -41,21 +61,25 @@ def assemble(
         gate: thresholds.
         made: the artifacts the report tells digests and sizes of.
         baseline: the report of the last release, where there is one.
+        task: the one that was measured, of a bundle with several.
 
     Raises:
         DataError: a measurement is missing or malformed.
     """
     parity = from_json(ParityReport, (evidence / "parity.json").read_text(encoding="utf-8"))
-    task = from_json(TaskReport, (evidence / "task.json").read_text(encoding="utf-8"))
+    answers = from_json(TaskReport, (evidence / "task.json").read_text(encoding="utf-8"))
     latency = from_json(LatencyReport, (evidence / "latency.json").read_text(encoding="utf-8"))
+    switching = None
+    if task is not None:
+        switching = from_json(Switching, (task.switching / "switching.json").read_text(encoding="utf-8"))
     manifest = verify(bundle)
     return Report(
         schema_version=SCHEMA_VERSION,
-        name=manifest.name,
+        name=manifest.name if task is None else f"{manifest.name}-{task.name}",
         parity=parity,
-        task=task,
+        task=answers,
         latency=latency,
-        gate=judge(manifest.precision, gate, parity, task, latency, baseline),
+        gate=judge(manifest.precision, gate, parity, answers, latency, baseline, switching),
         lineage={name: artifact.digest for name, artifact in made.items()},
         sizes={name: _size(artifact.path) for name, artifact in made.items()},
         training=_training(made),

@@ -1,8 +1,8 @@
 """One contender in a process of its own, so that its memory and its load time are its own.
 
-`python -m pipeline.evidence.contender KIND THREADS PATH [ADAPTER]` loads a model, replies with the time
-that took, then reads a `Request` and writes a `Reply` in turn, a JSON line each. KIND is `bundle` (which
-imports the runtime and nothing else of ours), `unmerged` or `merged` (torch).
+`python -m pipeline.evidence.contender KIND THREADS PATH [ADAPTER | TASK]` loads a model, replies with the
+time that took, then reads a `Request` and writes a `Reply` in turn, a JSON line each. KIND is `bundle` (which
+imports the runtime and nothing else of ours, and may have tasks), `unmerged` or `merged` (torch).
 """
 
 from __future__ import annotations
@@ -76,10 +76,11 @@ class Model(Protocol):
 class Bundle:
     """A bundle, as a car runs it: answers under the tools' grammar, behind the prefix in its cache."""
 
-    def __init__(self, path: Path, threads: int) -> None:
+    def __init__(self, path: Path, threads: int, task: str | None) -> None:
         import runtime
 
         self._assistant = runtime.load(path, threads=threads)
+        self._assistant.use(task)
 
     def reset(self) -> None:
         """Begin a new conversation."""
@@ -157,10 +158,10 @@ def main(arguments: Sequence[str]) -> None:
             sys.exit(" ".join(str(error).split()))
 
 
-def _load(kind: str, threads: str, path: str, adapter: str | None = None) -> Model:
+def _load(kind: str, threads: str, path: str, beside: str | None = None) -> Model:
     if kind == "bundle":
-        return Bundle(Path(path), int(threads))
-    return Torch(Path(path), Path(adapter) if adapter else None, int(threads))
+        return Bundle(Path(path), int(threads), task=beside)
+    return Torch(Path(path), Path(beside) if beside else None, int(threads))
 
 
 def _measure(model: Model, request: Request) -> list[float]:

@@ -15,7 +15,16 @@ from pipeline.evidence.baseline import against_baseline
 from pipeline.evidence.culprit import culprit
 from pipeline.evidence.thresholds import DEFAULTS, FEWEST_ROUNDS, ROUNDED_MERGE, Limits
 from runtime.errors import ConfigError
-from runtime.report import Check, GateReport, LatencyReport, ParityReport, Report, TaskReport, Verdict
+from runtime.report import (
+    Check,
+    GateReport,
+    LatencyReport,
+    ParityReport,
+    Report,
+    Switching,
+    TaskReport,
+    Verdict,
+)
 
 
 def judge(
@@ -25,6 +34,7 @@ def judge(
     task: TaskReport,
     latency: LatencyReport,
     baseline: Report | None = None,
+    switching: Switching | None = None,
 ) -> GateReport:
     """Every check, and the verdict over them.
 
@@ -35,6 +45,7 @@ def judge(
         task: of the bundle.
         latency: of the bundle.
         baseline: the last release's report, measured on the same machine and versions.
+        switching: of a bundle with several tasks.
 
     Raises:
         ConfigError: the reports lack the bundle's own figures, so there is nothing to judge.
@@ -47,6 +58,7 @@ def judge(
         *_parity(parity, limits),
         *_task(task, limits),
         *_latency(latency, limits),
+        *([] if switching is None else [_switching(switching)]),
         *([] if baseline is None else against_baseline(baseline, parity, task, latency, limits)),
     ]
     return GateReport(
@@ -142,6 +154,19 @@ def _overall(verdicts: list[Verdict]) -> Verdict:
     if "fail" in verdicts:
         return "fail"
     return "inconclusive" if "inconclusive" in verdicts else "pass"
+
+
+def _switching(found: Switching) -> Check:
+    verdict: Verdict = "inconclusive" if found.turns == 0 else "fail" if found.different else "pass"
+    reason = {
+        "pass": f"all {found.turns} answers of {found.tasks} tasks and the base are as before, to the bit",
+        "fail": f"{found.different} of {found.turns} answers differ, first: {found.first_difference}",
+        "inconclusive": "no answer was compared",
+    }[verdict]
+    subject = "answers that depend on which task was asked before"
+    return Check(
+        "switching", "", subject, float(found.different), None, None, 0.0, "at most", verdict, reason
+    )
 
 
 def _rendering(parity: ParityReport) -> Check:

@@ -55,12 +55,21 @@ Round = dict[str, tuple[float, ...]]
 
 @dataclass(frozen=True)
 class Contender:
-    """What to start: see `pipeline.evidence.contender`."""
+    """What to start: see `pipeline.evidence.contender`.
+
+    Attributes:
+        name: of the contender.
+        kind: what `path` is.
+        path: a checkpoint or a bundle.
+        adapter: of the unmerged model.
+        task: of a bundle with several, the one that answers.
+    """
 
     name: str
     kind: Literal["unmerged", "merged", "bundle"]
     path: Path
     adapter: Path | None = None
+    task: str | None = None
 
 
 @dataclass(frozen=True)
@@ -139,11 +148,11 @@ class Running:
         Raises:
             StageError: it stopped or hangs.
         """
-        paths = [contender.path, *([contender.adapter] if contender.adapter else [])]
+        given = [contender.path, contender.adapter, contender.task]
         self._worker = Worker(
             f'latency: the contender "{contender.name}"',
             "pipeline.evidence.contender",
-            [contender.kind, str(threads), *map(str, paths)],
+            [contender.kind, str(threads), *(str(each) for each in given if each is not None)],
         )
         self.peak_bytes = 0
         self.load_ms = self._times(self._worker.ready)[0]

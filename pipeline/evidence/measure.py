@@ -19,7 +19,7 @@ from pipeline.evidence.answers import base_and_unmerged, bundle_replies, generat
 from pipeline.evidence.chain import measure_chain
 from pipeline.evidence.form import Conversation, expected
 from pipeline.evidence.latency import CallPrompt, Contender, measure_latency
-from pipeline.evidence.links import chain_links
+from pipeline.evidence.links import adapter_in_use, merged_links, shipped_links, unmerged_links
 from pipeline.evidence.parity import check_cache
 from pipeline.evidence.task import BUNDLE, UNMERGED, task_report
 from pipeline.evidence.torch_model import TorchModel
@@ -50,13 +50,15 @@ class Model:
         base: the base checkpoint, whose tokenizer is the training side's.
         beside: the base as the adapter knew it in training: `base`, or its 4-bit weights for QLoRA.
         adapter: the adapter that was trained.
-        merged: the checkpoint that the bundle was exported from.
+        merged: the checkpoint that the bundle was exported from; None where the adapter stays unmerged.
+        task: of a bundle with several, the one whose adapter it is.
     """
 
     base: Path
     beside: Path
     adapter: Path
-    merged: Path
+    merged: Path | None
+    task: str | None = None
 
 
 def merge_again(base: Path, adapter: Path, scratch: Path, progress: Progress) -> Path:
@@ -99,8 +101,10 @@ def measure(
         GateError: the candidate gives numbers that are not finite, so there is nothing to compare.
         DataError: the test records are malformed, or there are none.
         UsageError: bundle and base do not belong together.
+        TaskError: the bundle has no such task.
     """
     assistant = runtime.load(bundle, threads=settings.threads)
+    assistant.use(model.task)
     refuse_strangers(assistant.manifest, model.base)
     records = _sample(read_records(data / "test.jsonl" if data.is_dir() else data), settings)
     if not records:
@@ -164,7 +168,7 @@ def measure_fidelity(
 
     Args:
         settings: how much to measure.
-        assistant: the bundle.
+        assistant: the bundle, with the model's task in use.
         bundle: its directory.
         model: what it should be true to.
         tokenizer: the training side's.
@@ -186,7 +190,12 @@ def measure_fidelity(
             f"{assistant.decoder.vocabulary} and {origin.vocabulary} tokens"
         )
     texts = base_and_unmerged(settings, origin, assistant, tokenizer, answers, progress)
-    links = chain_links(settings, assistant, bundle, model.merged, scratch)
+    context = assistant.manifest.limits.context
+    if model.merged is None:
+        before = unmerged_links(settings, context, model.base, model.adapter, bundle, scratch)
+    else:
+        before = merged_links(settings, context, model.merged, scratch)
+    links = [*before, *shipped_links(settings, assistant, bundle, scratch)]
     hops = measure_chain(origin, links, conversations, settings.near_tie, settings.threads, scratch, progress)
     del origin
     gc.collect()
@@ -224,6 +233,8 @@ def _cache(
         return shipped
     limits = assistant.manifest.limits
     floats = Decoder(weights_only, limits.context, limits.vocabulary, settings.threads)
+    if (adapter := adapter_in_use(assistant)) is not None:
+        floats = floats.beside(adapter)
     first = conversations[0]
     short = Conversation(first.id, first.tokens[:FLOAT_CACHE_TOKENS], first.start)
     return (*check_cache("weights_only", floats, [short]), *shipped)
@@ -266,8 +277,8 @@ def _latency(
     return measure_latency(
         (
             Contender(UNMERGED, "unmerged", model.beside, model.adapter),
-            Contender("merged", "merged", model.merged),
-            Contender(BUNDLE, "bundle", bundle),
+            *([Contender("merged", "merged", model.merged)] if model.merged else []),
+            Contender(BUNDLE, "bundle", bundle, task=model.task),
             *(Contender(name, "bundle", path) for name, path in others.items()),
         ),
         settings.prompt_tokens,

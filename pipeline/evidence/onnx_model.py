@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import re
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -31,7 +31,15 @@ _SITE = re.compile(
 class OnnxModel:
     """model.onnx, and head.onnx where there is one."""
 
-    def __init__(self, folder: Path, scratch: Path, threads: int, *, alone: bool) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        scratch: Path,
+        threads: int,
+        *,
+        alone: bool,
+        factors: Mapping[str, NDArray[np.generic]] | None = None,
+    ) -> None:
         """Open the graphs in `folder`.
 
         Args:
@@ -39,12 +47,14 @@ class OnnxModel:
             scratch: a directory to make, for a graph that shows its insides.
             threads: of one operator.
             alone: whether conversations are run one by one.
+            factors: of an adapter, by the input of a switchable graph that each is for.
 
         Raises:
             BundleError: ONNX Runtime refuses a graph.
         """
         self._folder, self._scratch, self._threads = folder, scratch, threads
         self._alone = alone
+        self._factors = dict(factors or {})
         self._decoder = self._open(folder / "model.onnx")
         head = folder / "head.onnx"
         self._head = self._open(head) if head.exists() else None
@@ -84,7 +94,8 @@ class OnnxModel:
     def outputs(self, tokens: Sequence[int]) -> list[Output]:
         """What the graph's named values are over some tokens; none, where nothing has our graph's names."""
         graph = onnx.load(self._folder / "model.onnx", load_external_data=False).graph
-        makers = {name: node.op_type for node in graph.node for name in node.output if _SITE.fullmatch(name)}
+        nodes = {name: node for node in graph.node for name in node.output}
+        makers = {name: _maker(nodes, name) for name in nodes if _SITE.fullmatch(name)}
         if not makers:
             return []
         # Values to keep change how a graph is run, so this one is not the graph that is measured.
@@ -99,7 +110,9 @@ class OnnxModel:
             match = _SITE.fullmatch(name)
             layer = None if match is None or match["layer"] is None else int(match["layer"])
             site = name if layer is None or match is None else match["site"]
-            found.append(Output(layer, site, operator, value[0].astype(np.float32, copy=False)))
+            # A switchable graph holds rows (S, width) where another has (1, S, width).
+            rows = value.reshape(-1, value.shape[-1]).astype(np.float32, copy=False)
+            found.append(Output(layer, site, operator, rows))
         return found
 
     def _open(self, path: Path) -> onnxruntime.InferenceSession:
@@ -114,6 +127,7 @@ class OnnxModel:
     ) -> list[np.ndarray]:
         batch, width = ids.shape
         feeds: dict[str, np.ndarray] = {"input_ids": ids, "attention_mask": mask}
+        feeds |= self._factors
         for value in session.get_inputs():
             if value.name.startswith(_PAST):
                 feeds[value.name] = np.zeros((batch, value.shape[1], 0, value.shape[3]), _TYPES[value.type])
@@ -172,6 +186,14 @@ def _dequantized(node: onnx.NodeProto) -> list[onnx.NodeProto]:
     if bias:
         made.append(onnx.helper.make_node("Add", [product, bias], [output]))
     return made
+
+
+def _maker(nodes: Mapping[str, onnx.NodeProto], name: str) -> str:
+    """The operator that computes a value, whatever reshapes it afterwards."""
+    node = nodes[name]
+    while node.op_type == "Reshape" and node.input[0] in nodes:
+        node = nodes[node.input[0]]
+    return str(node.op_type)
 
 
 def _show(graph: onnx.GraphProto, names: Sequence[str]) -> None:
