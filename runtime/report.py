@@ -307,19 +307,6 @@ class LatencyReport:
 
 
 @dataclass(frozen=True)
-class Switching:
-    """A bundle's tasks and its bare base, asked again and again in a random order."""
-
-    tasks: int
-    turns: int
-    """Answers that were compared with the first of the same task."""
-    different: int
-    """Of those, how many were not the same: the tokens, and the logits to the last bit."""
-    first_difference: str
-    """Which task, and what was asked before; empty when there is none."""
-
-
-@dataclass(frozen=True)
 class Check:
     """One gate: a figure against its threshold."""
 

@@ -7,6 +7,7 @@ import pytest
 
 from pipeline.config import Gate
 from pipeline.evidence.gate import judge
+from pipeline.evidence.switching import Switching
 from pipeline.evidence.thresholds import DEFAULTS
 from runtime.errors import ConfigError
 from runtime.report import (
@@ -310,3 +311,19 @@ def test_more_bits_are_held_to_no_looser_thresholds() -> None:
                 assert DEFAULTS[stricter][name] <= DEFAULTS[looser][name]
             else:
                 assert DEFAULTS[stricter][name] >= DEFAULTS[looser][name]
+
+
+@pytest.mark.parametrize(
+    ("found", "verdict", "reason"),
+    [
+        (Switching(3, 24, 0, ""), "pass", "all 24 answers of 3 tasks and the base are as before, to the bit"),
+        (Switching(3, 24, 1, '"a" after "b"'), "fail", '1 of 24 answers differ, first: "a" after "b"'),
+        (Switching(0, 0, 0, ""), "inconclusive", "no answer was compared"),
+    ],
+)
+def test_one_answer_that_depends_on_another_task_fails(found: Switching, verdict: str, reason: str) -> None:
+    good = Evidence()
+    report = judge("int8", Gate(), good.parity, good.task, good.latency, switching=found)
+    (check,) = [check for check in report.checks if check.name == "switching"]
+    assert (check.verdict, check.reason) == (verdict, reason)
+    assert report.verdict == verdict

@@ -232,8 +232,8 @@ def test_every_reason_of_the_gate_is_said_in_chinese() -> None:
 
 def test_every_threshold_of_the_config_has_a_label_in_both_languages() -> None:
     labelled = {key.removeprefix("check.") for key in WORDS if key.startswith("check.")}
-    assert labelled == {"rendering", *Gate.model_fields}
-    assert len(labelled) == 25
+    assert labelled == {"rendering", "switching", *Gate.model_fields}
+    assert len(labelled) == 26
 
 
 def test_the_admitted_sample_is_judged_by_every_threshold() -> None:

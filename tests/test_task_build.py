@@ -315,7 +315,7 @@ def test_an_answer_from_another_tasks_cache_is_a_difference(
 
     def astray(self: Tasks, task: str | Used | None) -> Lane:
         asked.append(task)
-        return plain(self, "climate" if len(asked) > 40 else task)
+        return plain(self, "climate" if len(asked) > 20 else task)
 
     monkeypatch.setattr(Tasks, "_lane", astray)
     found = switching(assistant, ["set the driver side to 22 degrees"], silent)

@@ -14,6 +14,7 @@ from pipeline.config import Gate
 from pipeline.evidence.gate import judge
 from pipeline.evidence.report.html import draw
 from pipeline.evidence.report.junit import junit
+from pipeline.evidence.switching import Switching
 from pipeline.stage import RECORD, Artifact
 from pipeline.training.record import TRAINING
 from runtime.errors import GateError
@@ -24,7 +25,6 @@ from runtime.report import (
     LatencyReport,
     ParityReport,
     Report,
-    Switching,
     TaskReport,
     Training,
     from_json,

@@ -13,6 +13,7 @@ from collections.abc import Mapping
 from pipeline.config import Gate, Precision
 from pipeline.evidence.baseline import against_baseline
 from pipeline.evidence.culprit import culprit
+from pipeline.evidence.switching import Switching
 from pipeline.evidence.thresholds import DEFAULTS, FEWEST_ROUNDS, ROUNDED_MERGE, Limits
 from runtime.errors import ConfigError
 from runtime.report import (
@@ -21,7 +22,6 @@ from runtime.report import (
     LatencyReport,
     ParityReport,
     Report,
-    Switching,
     TaskReport,
     Verdict,
 )

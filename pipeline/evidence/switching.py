@@ -9,21 +9,37 @@ from __future__ import annotations
 import itertools
 import random
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import runtime
 from pipeline.data.records import read_records
 from pipeline.stage import Progress
-from runtime import Assistant
 from runtime.errors import DataError
-from runtime.report import Switching, to_json
+from runtime.report import to_json
+
+if TYPE_CHECKING:
+    from runtime import Assistant
 
 SEED = 0
 ROUNDS = 6
 """How often each task and the bare base are asked again, in an order drawn anew each time."""
 NEW_TOKENS = 4
 """Of each answer: what is drawn from a cache, and fed to it."""
+
+
+@dataclass(frozen=True)
+class Switching:
+    """A bundle's tasks and its bare base, asked again and again in a random order."""
+
+    tasks: int
+    turns: int
+    """Answers that were compared with the first of the same task."""
+    different: int
+    """Of those, how many were not the same: the tokens, and the logits to the last bit."""
+    first_difference: str
+    """Which task, and what was asked before; empty when there is none."""
 
 
 def measure_switching(

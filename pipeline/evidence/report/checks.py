@@ -34,8 +34,8 @@ def _line(language: Language, check: Check) -> Line:
     figure, interval = figures.check_figure(check), figures.check_interval(check)
     threshold, why = figures.check_threshold(check), reason(language, check.reason)
     with_interval = say(language, "with interval", figure, interval) if interval else figure
-    if check.name == "rendering":
-        sentence = say(language, "sentence.rendering", label, why)
+    if check.name in ("rendering", "switching"):
+        sentence = say(language, "sentence.counted", label, why)
     elif check.value is None:
         sentence = say(language, "sentence.unmeasured", label)
     elif check.verdict == "inconclusive":

@@ -107,7 +107,7 @@ def between(low: str, high: str) -> str:
 def of_check(check: Check, value: float) -> str:
     """A check's figure, bound or threshold in the check's own unit."""
     match check.name:
-        case "rendering":
+        case "rendering" | "switching":
             return str(int(value))
         case "min_top1" | "min_identical_answers" | "min_exact_call" | "min_valid":
             return share(value)
