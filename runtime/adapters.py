@@ -16,6 +16,7 @@ import onnxruntime
 from numpy.typing import NDArray
 
 from runtime.errors import BundleError
+from runtime.pages import copied, give_back
 from runtime.session import first_line
 from runtime.sites import (
     ADAPTER_SUFFIX,
@@ -90,6 +91,8 @@ def load_adapter(file: Path, sites: Sites, tokenizer: str, template: str) -> Ada
             for name, values in factors.items()
             if not np.isfinite(values).all()
         ]
+        del tensors
+        give_back()  # ONNX Runtime has read the whole file into memory, which would stay with the process
     if problems:
         raise BundleError(f"the adapter {file.name} is refused; install one made for this model:", problems)
     return Adapter(record.name, record.sha256, record.rank, record.belongs.digest, factors)
@@ -110,8 +113,9 @@ def _damage(file: Path, record: AdapterRecord) -> list[str]:
 def _read(file: Path) -> dict[str, NDArray[np.generic]]:
     try:
         parameters = onnxruntime.AdapterFormat.read_adapter(str(file)).get_parameters()
-        # A copy of each: the values that ONNX Runtime gives are views of the mapped file.
-        return {name: np.array(value.numpy()) for name, value in parameters.items()}
+        # A copy of each: the values that ONNX Runtime gives are views of what it has read. In pages of its
+        # own, since a third or more of a fused B are zeros, and what is freed here is then used again.
+        return {name: copied(value.numpy()) for name, value in parameters.items()}
     except Exception as error:  # its exception classes share no base but Exception
         raise BundleError(f"ONNX Runtime cannot read the adapter {file.name}: {first_line(error)}") from error
 
@@ -150,5 +154,6 @@ def _expanded(
         with np.errstate(all="ignore"):  # what overflows is infinite, and refused for it
             if (scales := tensors.get(f"{name}{SCALES}")) is not None:
                 values = values.astype(np.float32) * np.expand_dims(scales, others)
-            values = np.ascontiguousarray(values, dtype)
+            if values.dtype != dtype:
+                values = copied(values.astype(dtype))
         yield name, values

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from runtime.adapters import Adapter
 from runtime.conversation import Conversation, Mark, refuse_not_finite
 from runtime.errors import BundleError, InferenceError
+from runtime.pages import zeros
 from runtime.session import Provider, first_line, open_session
 
 SCORE_ROWS = 256
@@ -221,7 +222,7 @@ class _Model:
             return self._head
 
     def empty_caches(self, length: int) -> dict[str, onnxruntime.OrtValue]:
-        """Caches (1, K, length, D), each layer's keys and values; zero pages cost nothing until written."""
+        """Caches (1, K, length, D), each layer's keys and values; a page costs nothing until it is written."""
         caches = {}
         for name, value in self._caches.items():
             if value.type not in _DTYPES:
@@ -229,6 +230,6 @@ class _Model:
                     f"model.onnx keeps {name} as {value.type}; this runtime knows float and float16"
                 )
             _, heads, _, size = value.shape
-            zeros = np.zeros((1, heads, length, size), _DTYPES[value.type])
-            caches[name] = onnxruntime.OrtValue.ortvalue_from_numpy(zeros, self.provider)
+            empty = zeros((1, heads, length, size), _DTYPES[value.type])
+            caches[name] = onnxruntime.OrtValue.ortvalue_from_numpy(empty, self.provider)
         return caches
