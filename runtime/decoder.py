@@ -222,7 +222,7 @@ class _Model:
             return self._head
 
     def empty_caches(self, length: int) -> dict[str, onnxruntime.OrtValue]:
-        """Caches (1, K, length, D), each layer's keys and values; a page costs nothing until it is written."""
+        """Caches (1, K, length, D), each layer's keys and values; a page costs nothing until written."""
         caches = {}
         for name, value in self._caches.items():
             if value.type not in _DTYPES:
