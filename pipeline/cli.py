@@ -17,7 +17,7 @@ import typer
 from rich.console import Console
 
 from pipeline.ranks import join, rank, refuse_several
-from runtime.errors import CockpitError, PromptError, UsageError
+from runtime.errors import CockpitError, ConfigError, PromptError, UsageError
 
 if TYPE_CHECKING:
     from pipeline.stages import Plan
@@ -433,6 +433,44 @@ def claims(
         return
     console.print(claims_table(found))
     console.print(f"claims: {written}", highlight=False)
+
+
+@app.command(epilog="Example: cockpit advise configs/three-tasks.toml --out advice.md")
+def advise(
+    config: ConfigFile,
+    runs: Runs = Path("runs"),
+    overrides: Overrides = None,
+    as_json: Json = False,
+    out: Annotated[
+        Path | None, typer.Option("--out", metavar="FILE", help="Write it as a Markdown page, too.")
+    ] = None,
+) -> None:
+    """What the tasks of a config cost merged and switchable, measured here before anything is trained."""
+    from pipeline.config import load_config
+
+    settings = load_config(config, tuple(overrides or ()))
+    if not settings.tasks:
+        raise ConfigError(
+            f"{config} has no tasks to compare the forms for; add a table for each, and one is enough:\n\n"
+            '[[task]]\nname = "navigation"\nfunctions = ["navigation_*"]'
+        )
+    if settings.mode == "merged":  # what cannot be switched is refused as a switchable build refuses it
+        settings = load_config(config, (*(overrides or ()), 'mode="switchable"'))
+    # Heavy: a config that cannot be compared has been refused by now.
+    from pipeline.advise.page import table
+    from pipeline.advise.record import record
+    from pipeline.advise.text import UNMEASURED, reasons
+    from pipeline.console import StageDisplay
+    from runtime.report import to_json
+
+    with StageDisplay(Console(stderr=True) if as_json else console, "advise") as told:
+        found = record(settings, runs, out, told)
+    if as_json:
+        sys.stdout.write(to_json(found))
+        return
+    console.print(table(found))
+    for line in (*reasons(found, "en"), UNMEASURED["en"]):
+        console.print(line, highlight=False, markup=False)
 
 
 @app.command(epilog="Example: cockpit doctor --json")
