@@ -47,6 +47,14 @@ class Row:
 
 
 @dataclass(frozen=True)
+class Bytes:
+    """Of both forms."""
+
+    merged: int
+    switchable: int
+
+
+@dataclass(frozen=True)
 class Setting:
     """What was measured, and where.
 
@@ -78,6 +86,9 @@ class Advice:
     Attributes:
         tasks: their adapters; the largest is the one that is timed.
         rows: figures, in the order of a table.
+        disk: of all tasks' bundles.
+        memory: resident, all tasks ready.
+        update: what one task's update ships: a bundle, or the largest adapter.
         token_ratio: time of a token with an adapter over merged.
         first_ratio: time to the first token, likewise.
         choice: the form that takes less disk and less memory for these tasks.
@@ -89,6 +100,9 @@ class Advice:
     setting: Setting
     tasks: tuple[TaskAdapter, ...]
     rows: tuple[Row, ...]
+    disk: Bytes
+    memory: Bytes
+    update: Bytes
     token_ratio: Estimate
     first_ratio: Estimate
     choice: Choice
@@ -99,11 +113,8 @@ class Advice:
 def advise(setting: Setting, bundles: Bundles, found: Measured) -> Advice:
     """Figures and what follows from them alone."""
     count = len(bundles.adapters)
-    smaller_disk = bundles.switchable_bytes < count * bundles.merged_bytes
-    smaller_memory = found.switchable.resident_bytes < found.all_merged.resident_bytes
-    choice: Choice = "undecided"
-    if smaller_disk == smaller_memory:
-        choice = "switchable" if smaller_disk else "merged"
+    disk = Bytes(count * bundles.merged_bytes, bundles.switchable_bytes)
+    memory = Bytes(found.all_merged.resident_bytes, found.switchable.resident_bytes)
     adapters = sum(adapter.file_bytes for adapter in bundles.adapters)
     return Advice(
         schema_version=SCHEMA_VERSION,
@@ -112,7 +123,10 @@ def advise(setting: Setting, bundles: Bundles, found: Measured) -> Advice:
         rows=(*_sizes(bundles), *_memory(count, found), *_speed(setting, found)),
         token_ratio=_ratio(found.adapter_times, found.merged_times, _token),
         first_ratio=_ratio(found.adapter_times, found.merged_times, _first),
-        choice=choice,
+        disk=disk,
+        memory=memory,
+        update=Bytes(bundles.merged_bytes, bundles.largest.file_bytes),
+        choice=_choice(disk, memory),
         disk_from=break_even(
             (bundles.merged_bytes, bundles.merged_bytes),
             (bundles.switchable_bytes - adapters * (count - 1) / count, adapters / count),
@@ -130,6 +144,13 @@ def advise(setting: Setting, bundles: Bundles, found: Measured) -> Advice:
             ),
         ),
     )
+
+
+def _choice(disk: Bytes, memory: Bytes) -> Choice:
+    smaller = {one.switchable < one.merged for one in (disk, memory)}
+    if len(smaller) == 2:
+        return "undecided"
+    return "switchable" if smaller == {True} else "merged"
 
 
 def break_even(merged: tuple[float, float], switchable: tuple[float, float]) -> int | None:

@@ -92,7 +92,8 @@ def _measured(advice: Advice, language: Language) -> str:
         )
     return (
         f"`{setting.name}` 的各任务在两种形式下的代价，由 `cockpit advise` 实测：使用配置的基座"
-        f"（{setting.precision}，上下文 {setting.context}）和按配置的秩与层生成的随机适配器，计时取其中最大者。"
+        f"（{setting.precision}，上下文 {setting.context}）和按配置的秩与层生成的随机适配器，"
+        "计时取其中最大者。"
         "内存为独立进程的占用；时间为各形式轮流运行的中位数，比值在同一轮内计算，附 95 % 区间。"
         f"机器：{machine.processor}，{machine.cores} 核，内存 {memory}；线程数 {setting.threads}。"
     )

@@ -41,85 +41,78 @@ def guide(row: Row, language: Language) -> str:
     return f"{row.guide.claim.said}: {say(language, f'claim.{row.guide.verdict}')}"
 
 
-def reasons(advice: Advice, language: Language) -> Iterator[str]:
-    """The recommendation in one sentence, then what speaks for and against it."""
-    count, english = len(advice.tasks), language == "en"
-    disk, update = advice.rows[:2]
-    assert disk.merged is not None
-    assert update.merged is not None
-    less = number(update.merged / update.switchable)
-    match advice.choice, english:
-        case "switchable", True:
-            yield f"Switch: for {count} tasks one switchable bundle takes less disk and less memory here."
-        case "switchable", False:
-            yield f"建议切换：{count} 个任务用一个可切换部署包，磁盘和内存占用都更小。"
-        case "merged", True:
-            yield f"Merge: for {_tasks(count)} merged takes less disk and less memory here."
-        case "merged", False:
-            yield f"建议合并：{count} 个任务合并后磁盘和内存占用都更小。"
-        case _, True:
-            yield "Undecided: disk speaks for one form and memory for the other; take what is scarcer."
-        case _, False:
-            yield "未定：磁盘和内存的结论相反；以更紧缺的一项为准。"
-    if english:
-        yield (
-            f"Disk: {size(disk.merged)} merged, {size(disk.switchable)} switchable; "
-            f"{_from(advice.disk_from, language)}."
-        )
-        memory = (
-            _from(advice.memory_from, language) if count > 1 else "with one task there is no telling from"
-        )
-        yield f"Memory: {memory}{' how many tasks switchable is the smaller' if count == 1 else ''}."
-        yield f"The price: a token takes {_spread(advice.token_ratio)} the merged time, {_told(advice, language)}"
-        yield (
-            f"An update is {size(update.switchable)} instead of {size(update.merged)}, {less} times less: the "
-            "more often tasks are updated over the air, the more that speaks for switching."
-        )
-    else:
-        yield (
-            f"磁盘：合并 {size(disk.merged)}，可切换 {size(disk.switchable)}；"
-            f"{_from(advice.disk_from, language)}。"
-        )
-        memory = (
-            _from(advice.memory_from, language) if count > 1 else "只有一个任务，无法得知从几个任务起更小"
-        )
-        yield f"内存：{memory}。"
-        yield f"代价：每个词元用时为合并后的 {_spread(advice.token_ratio)}，{_told(advice, language)}"
-        yield (
-            f"更新一个任务需传输 {size(update.switchable)}，而不是 {size(update.merged)}，小 {less} 倍："
-            "空中更新越频繁，越应选择切换。"
-        )
+def reasons(advice: Advice, language: Language) -> tuple[str, ...]:
+    """The recommendation in one sentence, then what it rests on and what it costs."""
+    return tuple(_english(advice) if language == "en" else _chinese(advice))
 
 
-def _told(advice: Advice, language: Language) -> str:
-    """How the first token's time differs, where that can be told."""
-    first, token = advice.first_ratio, advice.token_ratio
-    spread = _spread(first)
-    certain = first.low > 1 or first.high < 1
-    if language == "en":
-        text = f"a first token {spread}" + ("." if certain else ", which is no difference that can be told.")
-        return text + (" Where no millisecond may be lost, merge." if token.low > 1 else "")
-    text = f"首词元为 {spread}" + ("。" if certain else "，差异无法确定。")
-    return text + ("若不能损失任何速度，应选择合并。" if token.low > 1 else "")
-
-
-def _from(tasks: int | None, language: Language) -> str:
-    if tasks is None:
-        return (
-            "switchable is smaller at no number of tasks" if language == "en" else "任务再多，可切换也不更小"
-        )
-    return (
-        f"from {_tasks(tasks)} on switchable is the smaller"
-        if language == "en"
-        else f"从 {tasks} 个任务起，可切换更小"
+def _english(advice: Advice) -> Iterator[str]:
+    tasks = f"{len(advice.tasks)} task{'s' if len(advice.tasks) > 1 else ''}"
+    yield {
+        "switchable": f"Switch: for {tasks} one switchable bundle takes less disk and less memory here.",
+        "merged": f"Merge: for {tasks} the merged form takes less disk and less memory here.",
+        "undecided": "Undecided: disk speaks for one form, memory for the other; take what is scarcer.",
+    }[advice.choice]
+    yield (
+        f"Disk: {size(advice.disk.merged)} merged, {size(advice.disk.switchable)} switchable; "
+        f"{_english_from(advice.disk_from)}."
     )
+    memory = f"{size(advice.memory.merged)} merged, {size(advice.memory.switchable)} switchable; "
+    one = "what a second task adds is not measured with one"
+    yield f"Memory: {memory}{one if len(advice.tasks) == 1 else _english_from(advice.memory_from)}."
+    token, first = advice.token_ratio, advice.first_ratio
+    unsure = "" if _differs(first) else ", a difference that cannot be told from none"
+    merge = " Where no millisecond may be lost, merge." if token.low > 1 else ""
+    yield (
+        f"Speed: a token takes {_spread(token)} the merged time, a first token {_spread(first)}{unsure}."
+        f"{merge}"
+    )
+    yield (
+        f"Updates: {size(advice.update.switchable)} instead of {size(advice.update.merged)}, "
+        f"{number(advice.update.merged / advice.update.switchable)} times less: the more often a task is "
+        "updated, the more that speaks for switching."
+    )
+
+
+def _chinese(advice: Advice) -> Iterator[str]:
+    count = len(advice.tasks)
+    yield {
+        "switchable": f"建议切换：{count} 个任务共用一个可切换部署包，磁盘和内存占用都更小。",
+        "merged": f"建议合并：{count} 个任务合并后，磁盘和内存占用都更小。",
+        "undecided": "未定：磁盘和内存的结论相反；以更紧缺的一项为准。",
+    }[advice.choice]
+    yield (
+        f"磁盘：合并 {size(advice.disk.merged)}，可切换 {size(advice.disk.switchable)}；"
+        f"{_chinese_from(advice.disk_from)}。"
+    )
+    memory = f"合并 {size(advice.memory.merged)}，可切换 {size(advice.memory.switchable)}；"
+    one = "只有一个任务，未测得再加一个任务的占用"
+    yield f"内存：{memory}{one if count == 1 else _chinese_from(advice.memory_from)}。"
+    token, first = advice.token_ratio, advice.first_ratio
+    unsure = "" if _differs(first) else "，与无差异无法区分"
+    merge = "若不能损失任何速度，应选择合并。" if token.low > 1 else ""
+    yield f"速度：每个词元用时为合并后的 {_spread(token)}，首词元为 {_spread(first)}{unsure}。{merge}"
+    yield (
+        f"更新：传输 {size(advice.update.switchable)}，而不是 {size(advice.update.merged)}，后者为前者的 "
+        f"{number(advice.update.merged / advice.update.switchable)} 倍：任务更新越频繁，越应选择切换。"
+    )
+
+
+def _english_from(tasks: int | None) -> str:
+    if tasks is None:
+        return "switchable is smaller at no number of tasks"
+    return f"switchable is smaller from {tasks} task{'s' if tasks > 1 else ''} on"
+
+
+def _chinese_from(tasks: int | None) -> str:
+    return "任务再多，可切换也不更小" if tasks is None else f"从 {tasks} 个任务起，可切换更小"
+
+
+def _differs(ratio: Estimate) -> bool:
+    return ratio.low > 1 or ratio.high < 1
 
 
 def _spread(estimate: Estimate) -> str:
     if estimate.low == estimate.high:
         return times(estimate.value)
     return f"{times(estimate.value)} ({interval(estimate, times)})"
-
-
-def _tasks(count: int) -> str:
-    return f"{count} task{'s' if count > 1 else ''}"

@@ -1,0 +1,293 @@
+"""`cockpit advise` on a tiny base: every figure is measured, and what follows follows from the figures."""
+
+from __future__ import annotations
+
+import json
+import sys
+from dataclasses import replace
+from io import StringIO
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+from test_build import project as project  # a fixture
+
+from pipeline import cli
+from pipeline.advise.advice import Advice, Setting, advise, break_even
+from pipeline.advise.bundles import Bundles, TaskAdapter, write_bundles
+from pipeline.advise.contender import Ready, Times
+from pipeline.advise.measure import Measured, measure
+from pipeline.advise.page import page, table
+from pipeline.advise.record import record
+from pipeline.advise.text import UNMEASURED, reasons
+from pipeline.claims import guide
+from pipeline.config import Config, load_config
+from pipeline.evidence.latency import this_machine
+from pipeline.stage import Progress
+from runtime.errors import ConfigError, StageError, UsageError
+from runtime.manifest import verify
+from runtime.report import from_json, to_json
+from runtime.sites import read_adapter_record
+
+TASKS = """
+[[task]]
+name = "climate"
+functions = ["climate_*"]
+train = {r = 2, target_modules = ["q_proj", "v_proj"]}
+[[task]]
+name = "window"
+functions = ["window_*"]
+train = {r = 4, rank_pattern = {down_proj = 8}}
+"""
+ONE = '[[task]]\nname = "climate"\nfunctions = ["climate_*"]\ntrain = {r = 2}\n'
+SETTING = Setting("car", this_machine(), "int8", 2048, 2, 256, 16, "0" * 64)
+
+
+def silent(what: str, done: int, total: int) -> None:
+    """No progress."""
+
+
+def with_tasks(project: Path, tasks: str, *overrides: str) -> Config:
+    text = (project / "config.toml").read_text(encoding="utf-8").replace("        ", "")
+    file = project / "advise.toml"
+    file.write_text(f"{text}\n{tasks}", encoding="utf-8")
+    return load_config(file, ("validate.threads=1", *overrides))
+
+
+Recorded = tuple[Advice, Path, list[str]]
+
+
+@pytest.fixture(scope="module")
+def recorded(project: Path, tmp_path_factory: pytest.TempPathFactory) -> Recorded:
+    """Advice on two tasks, its page, and what progress was told."""
+    out, told = tmp_path_factory.mktemp("docs") / "advice.md", list[str]()
+    config = with_tasks(project, TASKS)
+
+    def progress(what: str, done: int, total: int) -> None:
+        told.append(what)
+
+    return record(config, project / "advise-runs", out, progress), out, told
+
+
+@pytest.fixture(scope="module")
+def bundles(project: Path, tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Bundles:
+    out = tmp_path_factory.mktemp("bundles")
+    return write_bundles(with_tasks(project, TASKS), tiny_checkpoint, None, out, silent)
+
+
+def test_adapters_have_the_configured_ranks_and_layers(bundles: Bundles) -> None:
+    climate, window = bundles.adapters
+    assert (climate.name, climate.rank, window.name, window.rank) == ("climate", 2, "window", 8)
+    # Hidden 64, MLP 128, two layers; q has 64 rows, v 32.
+    assert climate.parameters == 2 * 2 * (64 + 64 + 64 + 32)
+    assert window.parameters == 2 * (
+        4 * (64 + 64 + 64 + 32 + 64 + 32 + 64 + 64 + 2 * (64 + 128)) + 8 * (128 + 64)
+    )
+    assert bundles.largest == window
+    known = read_adapter_record(bundles.switchable / "adapters" / "climate.json").belongs.tensors
+    assert {name.split(".")[-2] for name in known} == {"q_proj", "v_proj"}
+
+
+def test_bundles_are_whole_and_sized(bundles: Bundles) -> None:
+    listed = [verify(path).adapters for path in (bundles.merged, bundles.switchable, bundles.single)]
+    assert [found and [entry.name for entry in found] for found in listed] == [
+        None,
+        ["climate", "window"],
+        ["window"],
+    ]
+    for path, size in (
+        (bundles.merged, bundles.merged_bytes),
+        (bundles.switchable, bundles.switchable_bytes),
+    ):
+        assert size == sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
+    adapters = [file for file in (bundles.switchable / "adapters").iterdir() if file.stem == "window"]
+    assert bundles.largest.file_bytes == sum(file.stat().st_size for file in adapters)
+
+
+def test_every_figure_is_measured_and_comes_back_from_json(recorded: Recorded) -> None:
+    advice, _, told = recorded
+    assert from_json(Advice, to_json(advice)) == advice
+    for row in advice.rows:
+        assert row.switchable > 0
+        assert row.merged is None or row.merged > 0
+        assert row.merged is None or row.ratio is not None
+    claims = [row.guide.claim for row in advice.rows if row.guide]
+    assert claims == [guide.ADAPTER_BYTES, guide.PEAK_HERE, guide.SLOWER_PREFILL, guide.SLOWER_TOKEN]
+    assert {"timing both forms", "packaging bundles"} <= set(told)
+    assert advice.token_ratio.units == 9
+
+
+def test_the_store_is_left_with_stages_alone(recorded: Recorded, project: Path) -> None:
+    left = sorted(path.name.partition("-")[0] for path in (project / "advise-runs" / "store").iterdir())
+    assert left == [".lock", "base"]
+
+
+def test_the_page_says_all_of_it_in_both_languages(recorded: Recorded) -> None:
+    advice, out, _ = recorded
+    text = out.read_text(encoding="utf-8")
+    assert text == page(advice)
+    english, chinese = text.split("\n# 按任务合并")
+    for row in advice.rows:
+        assert f"| {row.english} |" in english
+        assert f"| {row.chinese} |" in chinese
+    for language, half in (("en", english), ("zh", chinese)):
+        said = [*reasons(advice, language), UNMEASURED[language]]
+        assert [one for one in said if "".join(one.split()) not in "".join(half.split())] == []
+        assert "| climate | 2 |" in half
+    assert "2–3 ×: " in english
+    shown = StringIO()
+    Console(file=shown, width=80).print(table(advice))
+    assert all(row.english.split()[0] in shown.getvalue() for row in advice.rows)
+
+
+def test_one_task_is_enough(project: Path, tmp_path: Path) -> None:
+    advice = record(with_tasks(project, ONE), project / "advise-runs", None, silent)
+    assert advice.memory_from is None
+    assert advice.choice == "merged"
+    assert advice.disk_from == 2
+    assert reasons(advice, "en")[0].startswith("Merge: for 1 task ")
+    assert "is not measured with one" in reasons(advice, "en")[2]
+
+
+def test_int8_is_measured_as_it_is_built(
+    project: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A calibrated graph rounds other activations than one that is not, and is as fast as that makes it."""
+    seen: list[Path | None] = []
+
+    def stop(config: Config, base: Path, calibration: Path | None, out: Path, told: Progress) -> Bundles:
+        seen.append(calibration)
+        raise StageError("seen enough")
+
+    monkeypatch.setattr("pipeline.advise.record.write_bundles", stop)
+    config = with_tasks(project, ONE, "export.precision=int8", "export.calibration_conversations=8")
+    with pytest.raises(StageError, match="seen enough"):
+        record(config, project / "advise-runs", None, silent)
+    assert seen[0] is not None
+    assert (seen[0] / "stage.json").is_file()
+
+
+@pytest.mark.parametrize(
+    ("merged", "switchable", "first"),
+    [
+        ((100, 100), (101, 20), 2),
+        ((100, 100), (180, 20), 3),  # 200 and 200 are no less, 300 and 220 are
+        ((100, 100), (179, 20), 2),
+        ((100, 100), (90, 200), 1),
+        ((100, 100), (120, 100), None),
+        ((100, 60), (500, 10), 10),
+    ],
+)
+def test_the_break_even_is_where_the_lines_cross(
+    merged: tuple[float, float], switchable: tuple[float, float], first: int | None
+) -> None:
+    assert break_even(merged, switchable) == first
+
+    def smaller(tasks: int) -> bool:
+        return switchable[0] + (tasks - 1) * switchable[1] < merged[0] + (tasks - 1) * merged[1]
+
+    assert next((tasks for tasks in range(1, 100) if smaller(tasks)), None) == first
+
+
+def figures(disk: int, memory: int, token: float) -> tuple[Bundles, Measured]:
+    """Three tasks: bundles of 100 MB, switchable of `disk`; 300 MB each, all switchable `memory`."""
+    mb = 10**6
+    adapters = tuple(TaskAdapter(name, 16, 10, 10 * mb) for name in "abc")
+    nowhere = Path("nowhere")
+    merged = tuple(Times(10, 1, 5, 0.01, 5) for _ in range(9))
+    slower = tuple(Times(10, token, 5 + 0.1 * (turn % 3 - 1), 0.01, 5) for turn in range(9))
+    return (
+        Bundles(nowhere, 100 * mb, nowhere, disk * mb, nowhere, adapters),
+        Measured(
+            one=Ready(1, 300 * mb, 300 * mb),
+            all_merged=Ready(3, 900 * mb, 900 * mb),
+            single=Ready(1, 320 * mb, 320 * mb),
+            switchable=Ready(1, memory * mb, memory * mb),
+            merged_times=merged,
+            adapter_times=slower,
+            bare_times=merged,
+        ),
+    )
+
+
+def test_the_recommendation_follows_from_the_figures() -> None:
+    def of(disk: int, memory: int, token: float) -> Advice:
+        return advise(SETTING, *figures(disk, memory, token))
+
+    few = of(131, 360, 1.2)
+    assert (few.choice, few.disk_from, few.memory_from) == ("switchable", 2, 2)
+    assert "Where no millisecond may be lost, merge." in reasons(few, "en")[3]
+    assert "cannot be told from none" in reasons(few, "en")[3]
+    assert "应选择合并" in reasons(few, "zh")[3]
+    assert of(310, 1000, 1.2).choice == "merged"
+    assert of(131, 1000, 1.2).choice == of(310, 360, 1.2).choice == "undecided"
+    assert of(131, 1000, 1.2).memory_from is None
+    assert "at no number of tasks" in reasons(of(131, 1000, 1.2), "en")[2]
+    assert "merge." not in reasons(of(131, 360, 1.0), "en")[3]
+
+
+def test_the_guide_is_judged_on_the_figures() -> None:
+    def verdict(token: float) -> str:
+        rows = advise(SETTING, *figures(131, 360, token)).rows
+        return next(row.guide.verdict for row in rows if row.guide and row.guide.claim is guide.SLOWER_TOKEN)
+
+    assert (verdict(1.2), verdict(2.5)) == ("fails", "holds")
+    peak = next(
+        row.guide
+        for row in advise(SETTING, *figures(131, 360, 1)).rows
+        if row.guide and row.guide.claim is guide.PEAK_HERE
+    )
+    assert peak.figure is not None
+    assert (round(peak.figure.value, 3), peak.verdict) == (1.067, "fails")
+
+
+def test_a_bundle_that_cannot_be_opened_stops_it(bundles: Bundles, tmp_path: Path) -> None:
+    with pytest.raises(StageError, match=r"advise: the merged bundle with 2 tasks stopped: .*not a bundle"):
+        measure(replace(bundles, merged=tmp_path), 8, 2, 1, lambda done, total: None)
+
+
+def cockpit(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> None:
+    monkeypatch.setattr(sys, "argv", ["cockpit", *arguments])
+    cli.app(standalone_mode=False)
+
+
+@pytest.mark.parametrize(
+    ("tasks", "overrides", "says"),
+    [
+        ("", (), r'(?s)has no tasks to compare .*\[\[task\]\]\nname = "navigation"\nfunctions = '),
+        (
+            TASKS,
+            ("mode=merged", "train.method=dora"),
+            'method = "dora" scales whole products',
+        ),
+    ],
+)
+def test_what_cannot_be_compared_is_refused(
+    project: Path, monkeypatch: pytest.MonkeyPatch, tasks: str, overrides: tuple[str, ...], says: str
+) -> None:
+    with_tasks(project, tasks)
+    options = [part for override in overrides for part in ("--set", override)]
+    with pytest.raises(ConfigError, match=says):
+        cockpit(monkeypatch, "advise", str(project / "advise.toml"), *options)
+
+
+def test_a_task_that_adapts_nothing_is_named(project: Path, tiny_checkpoint: Path, tmp_path: Path) -> None:
+    config = with_tasks(project, ONE.replace("r = 2", 'target_modules = ["q_porj"]'))
+    with pytest.raises(ConfigError, match=r'"climate" adapts no layer .* may name down_proj, gate_proj'):
+        write_bundles(config, tiny_checkpoint, None, tmp_path, silent)
+
+
+def test_a_page_in_no_place_is_refused_at_once(project: Path, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="is no place for a page"):
+        record(with_tasks(project, ONE), project / "advise-runs", tmp_path, silent)
+
+
+def test_json_is_on_standard_output_alone(
+    project: Path, recorded: Recorded, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("pipeline.advise.record.record", lambda *given: recorded[0])
+    with_tasks(project, TASKS)
+    cockpit(monkeypatch, "advise", str(project / "advise.toml"), "--json")
+    assert json.loads(capsys.readouterr().out)["choice"] == recorded[0].choice
+    cockpit(monkeypatch, "advise", str(project / "advise.toml"))
+    assert reasons(recorded[0], "en")[0].split(":")[0] in capsys.readouterr().out
