@@ -435,7 +435,7 @@ def claims(
     console.print(f"claims: {written}", highlight=False)
 
 
-@app.command(epilog="Example: cockpit advise tasks.toml --out advice.md")
+@app.command(epilog="Example: cockpit advise configs/smollm2-135m-tasks.toml --out advice.md")
 def advise(
     config: ConfigFile,
     runs: Runs = Path("runs"),
