@@ -6,7 +6,6 @@ for every merged task, and random factors of the configured ranks and layers for
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,9 +15,7 @@ import numpy as np
 from export.adapter import Factors, write_adapter
 from export.branches import Switchable
 from export.bundle import Description, answer_form, package
-from export.calibration import Calibration
 from export.checkpoint import export_checkpoint
-from export.graph import write_graph
 from pipeline.adapter_config import AdapterConfig
 from pipeline.config import Config, Train
 from pipeline.fingerprint import fingerprint
@@ -93,16 +90,12 @@ def write_bundles(
     export, plain, switchable = config.export, out / "plain", out / "switchable"
     for folder in (plain, switchable):
         folder.mkdir()
-    shape = (export.precision, export.weights_per_scale, export.context)
-    export_checkpoint(base, plain, *shape, progress, calibration)
     progress("reading the base's digests", 0, 0)
     digests = dict(fingerprint(base).tensors)
-    for file in plain.iterdir():
-        if not file.name.startswith(("model.onnx", "head.onnx")):
-            os.link(file, switchable / file.name)
     most = max(export.most_rank, *(config.of_task(task).train.highest_rank for task in config.tasks))
-    measured = None if calibration is None else Calibration(calibration)
-    write_graph(base, switchable, *shape, progress, measured, Switchable(most, digests))
+    for folder, adapted in ((plain, None), (switchable, Switchable(most, digests))):
+        shape = (export.precision, export.weights_per_scale, export.context)
+        export_checkpoint(base, folder, *shape, progress, calibration, adapted)
     sites = read_sites(switchable)
     progress("packaging bundles", 0, 0)
     tokenizer, template = (file_digest(plain / name) for name in ("tokenizer.json", "chat_template.jinja"))
@@ -152,8 +145,7 @@ def _adapter(name: str, train: Train, sites: Sites, belongs: Belonging, out: Pat
         for part in site.parts
         if (rank := ranks.get(part.tensor))
     ]
-    # In float32, as a build stores it.
-    record = write_adapter(name, updates, sites, belongs, "float32", out)
+    record = write_adapter(name, updates, sites, belongs, sites.dtype, out)  # as a build stores it
     return TaskAdapter(
         name,
         record.rank,

@@ -48,7 +48,8 @@ def record(config: Config, runs: Path, out: Path | None, progress: Progress) -> 
         base = made(stages.base(config))
         calibration = None
         if config.export.calibrated:
-            data = made(stages.data(config))
+            # As a switchable build calibrates; no value in it changes a time.
+            data = {f"data-{task.name}": made(stages.data(config.of_task(task))) for task in config.tasks}
             count, system = config.export.calibration_conversations, config.data.system
             calibration = made(stages.calibration(count, system, base, data)).path
         bundles = write_bundles(config, base.path, calibration, Path(name), progress)
