@@ -452,7 +452,7 @@ def advise(
     if not settings.tasks:
         raise ConfigError(
             f"{config} has no tasks to compare the forms for; add a table for each, and one is enough:\n\n"
-            '[[task]]\nname = "navigation"\nfunctions = ["navigation_*"]'
+            '[[task]]\nname = "navigation"\nfunctions = ["nav_*"]'
         )
     if settings.mode == "merged":  # what cannot be switched is refused as a switchable build refuses it
         settings = load_config(config, (*(overrides or ()), 'mode="switchable"'))

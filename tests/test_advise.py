@@ -104,6 +104,16 @@ def test_bundles_are_whole_and_sized(bundles: Bundles) -> None:
     assert bundles.largest.file_bytes == sum(file.stat().st_size for file in adapters)
 
 
+def test_equal_adapters_are_told_apart_by_order_alone(
+    project: Path, tiny_checkpoint: Path, tmp_path: Path
+) -> None:
+    """The task that is timed is the one in the bundle of one adapter, however long the names."""
+    tasks = ONE + ONE.replace('name = "climate"', 'name = "climate-of-the-rear"')
+    made = write_bundles(with_tasks(project, tasks), tiny_checkpoint, None, tmp_path, silent)
+    assert made.largest.name == "climate"
+    assert [entry.name for entry in verify(made.single).adapters or ()] == ["climate"]
+
+
 def test_every_figure_is_measured_and_comes_back_from_json(recorded: Recorded) -> None:
     advice, _, told = recorded
     assert from_json(Advice, to_json(advice)) == advice

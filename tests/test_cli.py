@@ -20,7 +20,9 @@ def cockpit(*arguments: object, cwd: Path | None = None) -> subprocess.Completed
 
 
 def test_the_verbs_are_those_of_the_design() -> None:
-    designed = "bench build calibrate chat claims doctor export merge package report run train validate"
+    designed = (
+        "advise bench build calibrate chat claims doctor export merge package report run train validate"
+    )
     assert " ".join(VERBS) == designed
 
 

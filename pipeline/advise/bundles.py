@@ -67,7 +67,7 @@ class Bundles:
     @property
     def largest(self) -> TaskAdapter:
         """The adapter that costs most: an update, and a token."""
-        return max(self.adapters, key=lambda adapter: adapter.file_bytes)
+        return _largest(self.adapters)
 
 
 def write_bundles(
@@ -91,7 +91,8 @@ def write_bundles(
     for folder in (plain, switchable):
         folder.mkdir()
     progress("reading the base's digests", 0, 0)
-    digests = dict(fingerprint(base).tensors)
+    known = fingerprint(base)
+    digests = dict(known.tensors)
     most = max(export.most_rank, *(config.of_task(task).train.highest_rank for task in config.tasks))
     for folder, adapted in ((plain, None), (switchable, Switchable(most, digests))):
         shape = (export.precision, export.weights_per_scale, export.context)
@@ -105,12 +106,12 @@ def write_bundles(
         name=config.name,
         precision=export.precision,
         exporter="graph",
-        lineage=Lineage("0" * 64, None, None, {}, {}),
+        lineage=Lineage(known.digest, None, None, {}, {}),
         system=config.data.system,
         form=answer_form(plain),
     )
     files = [out / f"{adapter.name}{ADAPTER_SUFFIX}" for adapter in adapters]
-    largest = max(files, key=lambda file: file.stat().st_size)
+    largest = out / f"{_largest(adapters).name}{ADAPTER_SUFFIX}"
 
     def packaged(name: str, exported: Path, given: Sequence[Path] = ()) -> Path:
         package(exported, out / name, config.data.tools, description, given)
@@ -125,6 +126,11 @@ def write_bundles(
         single=packaged("single", switchable, [largest]) if len(files) > 1 else all_tasks,
         adapters=tuple(adapters),
     )
+
+
+def _largest(adapters: Sequence[TaskAdapter]) -> TaskAdapter:
+    """The first of those with the most parameters."""
+    return max(adapters, key=lambda adapter: adapter.parameters)
 
 
 def _adapter(name: str, train: Train, sites: Sites, belongs: Belonging, out: Path) -> TaskAdapter:
