@@ -150,7 +150,7 @@ def test_the_page_says_all_of_it_in_both_languages(recorded: Recorded) -> None:
     assert all(row.english.split()[0] in shown.getvalue() for row in advice.rows)
 
 
-def test_one_task_is_enough(project: Path, tmp_path: Path) -> None:
+def test_one_task_is_enough(project: Path) -> None:
     advice = record(with_tasks(project, ONE), project / "advise-runs", None, silent)
     assert advice.memory_from is None
     assert advice.choice == "merged"
@@ -159,9 +159,7 @@ def test_one_task_is_enough(project: Path, tmp_path: Path) -> None:
     assert "is not measured with one" in reasons(advice, "en")[2]
 
 
-def test_int8_is_measured_as_it_is_built(
-    project: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_int8_is_measured_as_it_is_built(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A calibrated graph rounds other activations than one that is not, and is as fast as that makes it."""
     seen: list[Path | None] = []
 
@@ -172,7 +170,7 @@ def test_int8_is_measured_as_it_is_built(
     monkeypatch.setattr("pipeline.advise.record.write_bundles", stop)
     config = with_tasks(project, ONE, "export.precision=int8", "export.calibration_conversations=8")
     with pytest.raises(StageError, match="seen enough"):
-        record(config, project / "advise-runs", None, silent)
+        record(config, project / "int8-runs", None, silent)
     assert seen[0] is not None
     assert (seen[0] / "stage.json").is_file()
 
