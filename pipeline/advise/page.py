@@ -85,7 +85,8 @@ def _measured(advice: Advice, language: Language) -> str:
         return (
             f"What the tasks of `{setting.name}` cost in either form, measured by `cockpit advise` with the "
             f"config's base in {setting.precision}, context {setting.context}, and random adapters of its "
-            "ranks and layers, of which the largest is timed. Memory is of a process of its own; times are "
+            "ranks and layers, of which the largest is timed. Memory is of a process of its own; load is "
+            "timed once; other times are "
             "medians of rounds in which the forms ran in turn, ratios are taken within a round, with 95 % "
             f"intervals. On {machine.processor}, {machine.cores} cores, {memory} of memory; threads: "
             f"{setting.threads}."
@@ -94,7 +95,8 @@ def _measured(advice: Advice, language: Language) -> str:
         f"`{setting.name}` 的各任务在两种形式下的代价，由 `cockpit advise` 实测：使用配置的基座"
         f"（{setting.precision}，上下文 {setting.context}）和按配置的秩与层生成的随机适配器，"
         "计时取其中最大者。"
-        "内存为独立进程的占用；时间为各形式轮流运行的中位数，比值在同一轮内计算，附 95 % 区间。"
+        "内存为独立进程的占用；加载只计时一次；"
+        "其余时间为各形式轮流运行的中位数，比值在同一轮内计算，附 95 % 区间。"
         f"机器：{machine.processor}，{machine.cores} 核，内存 {memory}；线程数 {setting.threads}。"
     )
 
