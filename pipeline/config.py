@@ -179,7 +179,7 @@ class Train(Section):
         """The largest rank that a layer may end with."""
         if self.method == "adalora":
             return self.initial_rank
-        return max(self.r, *self.rank_pattern.values(), 1)
+        return max([self.r, *self.rank_pattern.values()])
 
     @model_validator(mode="after")
     def _keys_go_together(self) -> Train:

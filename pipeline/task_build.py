@@ -110,9 +110,13 @@ def _switchable(
     config: Config, runs: Path, observer: Observer, until: str, rebuild: frozenset[str]
 ) -> BuiltTasks:
     tasks = {task.name: config.of_task(task) for task in config.tasks}
-    refuse_unknown((until, *rebuild), _stages(tasks))
+    known = _stages(config, tasks)
+    refuse_unknown((until, *rebuild), known)
     run = Run(runs / config.name, runs / "store", observer, rebuild)
     with locked(run.store):
+        for path in run.folder.glob("*"):
+            if path.is_symlink() and path.name not in known:
+                run.forget(path.name)  # that of an earlier config
         for name, plan in _plans(config, tasks, run):
             run.make(name, plan)
             if name == until:
@@ -123,13 +127,12 @@ def _switchable(
     return BuiltTasks(run.folder / "bundle", reports)
 
 
-def _stages(tasks: Iterable[str]) -> tuple[str, ...]:
-    """What `until` and `rebuild` may name."""
-    names = list(tasks)
-    trained = (f"{stage}-{task}" for stage in ("data", "adapter") for task in names)
-    measured = (f"evidence-{task}" for task in names)
-    shared = ("calibration", "onnx", "adapters", "candidate", "switching")
-    return ("base", *trained, *shared, *measured, "bundle")
+def _stages(config: Config, tasks: Mapping[str, Config]) -> tuple[str, ...]:
+    """The stages of this config, which `until` and `rebuild` may name."""
+    trained = (f"{stage}-{task}" for stage in ("data", "adapter") for task in tasks)
+    calibration = ("calibration",) if config.export.calibrated else ()
+    shared = (*calibration, "onnx", "adapters", "candidate", "switching")
+    return ("base", *trained, *shared, *(f"evidence-{task}" for task in tasks), "bundle")
 
 
 def _plans(config: Config, tasks: Mapping[str, Config], run: Run) -> Iterator[tuple[str, Plan]]:
@@ -154,8 +157,6 @@ def _plans(config: Config, tasks: Mapping[str, Config], run: Run) -> Iterator[tu
             stages.calibration(conversations, config.data.system, made("base"), training),
         )
         calibration = made("calibration")
-    else:
-        run.forget("calibration")  # that of an earlier config
     yield "onnx", stages.switchable_onnx(config.export, made("base"), calibration)
     yield "adapters", stages.adapters(made("base"), made("onnx"), adapters)
     # From here on a bundle of an earlier build would be taken for this one.

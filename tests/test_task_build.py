@@ -386,6 +386,8 @@ def test_functions_that_match_nothing_are_refused_before_anything_is_made(
 def test_an_unknown_stage_is_refused(project: Path, runs: Path) -> None:
     with pytest.raises(UsageError, match='no stage "adapter"; stages: base, data-climate'):
         build_tasks(settings(project), runs, Recorder(), until="adapter")
+    with pytest.raises(UsageError, match='no stage "calibration"'):  # float32 rounds nothing
+        build_tasks(settings(project), runs, Recorder(), until="calibration")
     with pytest.raises(UsageError, match='no stage "adapters"; stages: base, data, adapter'):
         build_tasks(settings(project, "mode=merged"), runs, Recorder(), until="adapters")
 
