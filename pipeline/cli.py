@@ -301,6 +301,10 @@ def validate(
             "unset merges again."
         ),
     ] = None,
+    task: Annotated[
+        str | None,
+        typer.Option(help="Of a switchable bundle, the task that the adapter is for.", show_default=False),
+    ] = None,
     baseline: Baseline = None,
     beside: Annotated[
         list[str] | None,
@@ -333,6 +337,7 @@ def validate(
             progress=told,
             others={name: artifact(path) for name, path in _named_bundles(beside or []).items()},
             baseline=None if baseline is None else read_report(baseline),
+            task=task,
         )
     with BuildDisplay(console) as display:
         display.judged(found, out / "report")

@@ -13,10 +13,14 @@ from test_build import Recorder, record
 import runtime
 from pipeline.build import build
 from pipeline.config import Config, load_config
+from pipeline.delta import Made, delta
 from pipeline.evidence.switching import switching
+from pipeline.evidence.validate import validate
+from pipeline.stage import artifact, write_stage
+from pipeline.stages import Origin
 from pipeline.task_build import BuiltTasks, build_tasks
 from runtime.assistant import Assistant
-from runtime.errors import ConfigError, GateError, UsageError
+from runtime.errors import ConfigError, GateError, TaskError, UsageError
 from runtime.manifest import verify
 from runtime.report import read_report
 from runtime.tasks import Lane, Tasks, Used
@@ -288,6 +292,68 @@ def test_an_adapter_of_another_task_is_found_out(
     assert "max_hop_error (largest logit error, relative, shipped against onnx)" in str(caught.value)
     monkeypatch.undo()
     build_tasks(settings(project), runs, Recorder(), rebuild=frozenset({"evidence-climate"}))
+
+
+def test_an_update_is_validated_in_a_copy_and_then_carries_the_evidence(
+    project: Path, built: tuple[BuiltTasks, Recorder], runs: Path, tmp_path: Path
+) -> None:
+    """The other task's adapter under a third name: packaged, tried out, measured, packaged as proven."""
+    run = runs / "tiny"
+    bundle, base, adapter = (
+        artifact((run / name).resolve()) for name in ("bundle", "base", "adapter-windows")
+    )
+
+    def packaged(name: str, report: Path | None) -> Path:
+        made = Made(bundle, adapter, base, None if report is None else artifact(report))
+        plan = delta(made, "blinds", False, "float32")
+        write_stage(plan.stage, tmp_path / name, lambda out, scratch: plan.work(out, scratch, silent))
+        return tmp_path / name
+
+    copy = tmp_path / "copy"
+    shutil.copytree(bundle.path, copy)
+    runtime.install(copy, packaged("unproven", None), unproven=True)
+    config = settings(project)
+    found = validate(
+        config.validate_,
+        config.gate,
+        bundle=artifact(copy),
+        origin=Origin(base, adapter, None),
+        data=artifact((run / "data-windows").resolve()),
+        out=tmp_path / "verdict",
+        progress=silent,
+        task="blinds",
+    )
+    assert found.gate.verdict == "pass"
+    assert found.name == "tiny-blinds"
+    assert [check.name for check in found.gate.checks].count("switching") == 1
+
+    shipped = tmp_path / "shipped"
+    shutil.copytree(bundle.path, shipped)
+    manifest = runtime.install(shipped, packaged("proven", tmp_path / "verdict" / "report"))
+    proofs = {entry.name: entry.proof for entry in manifest.adapters or ()}
+    assert proofs == {"climate": "bundle", "windows": "bundle", "blinds": "own"}
+    assert runtime.load(shipped, threads=1).tasks == ("blinds", "climate", "windows")
+
+
+def test_validating_a_task_that_the_bundle_has_not_offers_those_it_has(
+    project: Path, built: tuple[BuiltTasks, Recorder], runs: Path, tmp_path: Path
+) -> None:
+    run, config = runs / "tiny", settings(project)
+    base, adapter, bundle, data = (
+        artifact((run / name).resolve()) for name in ("base", "adapter-climate", "bundle", "data-climate")
+    )
+    with pytest.raises(TaskError, match='no task "radio"; the tasks of this bundle: climate, windows'):
+        validate(
+            config.validate_,
+            config.gate,
+            bundle=bundle,
+            origin=Origin(base, adapter, None),
+            data=data,
+            out=tmp_path / "verdict",
+            progress=silent,
+            task="radio",
+        )
+    assert not (tmp_path / "verdict").exists()
 
 
 # switching

@@ -8,9 +8,10 @@ from typing import Any
 
 from pipeline import stages
 from pipeline.config import Gate, Validate
-from pipeline.evidence.admission import assemble, write_report
+from pipeline.evidence.admission import TaskEvidence, assemble, write_report
 from pipeline.evidence.baseline import refuse_incomparable
 from pipeline.evidence.latency import this_machine
+from pipeline.evidence.switching import measure_switching
 from pipeline.stage import Artifact, Progress, write_stage
 from pipeline.stages import Origin
 from runtime.report import Report, read_report
@@ -27,6 +28,7 @@ def validate(
     progress: Progress,
     others: Mapping[str, Artifact] | None = None,
     baseline: Report | None = None,
+    task: str | None = None,
 ) -> Report:
     """Measure a bundle against base + adapter and judge it.
 
@@ -41,19 +43,27 @@ def validate(
         progress: told how it goes.
         others: more bundles to time beside it, by name.
         baseline: the report of the last release, to be judged against as well.
+        task: of a switchable bundle, the one whose adapter is `origin`'s.
 
     Raises:
         UsageError: a baseline that was measured on another machine or with other versions.
+        TaskError: the bundle has no such task.
         CockpitError: it could not be measured.
     """
     if baseline is not None:
         refuse_incomparable(baseline, this_machine(), validation.threads)
-    plan = stages.evidence(validation, bundle, origin, data, others or {})
+    plan = stages.evidence(validation, bundle, origin, data, others or {}, task)
+    tests = data.path / "test.jsonl" if data.path.is_dir() else data.path
     made = {"base": origin.base, "adapter": origin.adapter, "bundle": bundle}
 
     def work(folder: Path, scratch: Path) -> Mapping[str, Any]:
         figures = plan.work(folder, scratch, progress)
-        write_report(assemble(folder, bundle.path, gate, made, baseline), folder / "report")
+        measured = None
+        if task is not None:
+            measure_switching(bundle.path, {task: tests}, validation.threads, folder, progress)
+            measured = TaskEvidence(task, folder)
+        report = assemble(folder, bundle.path, gate, made, baseline, measured)
+        write_report(report, folder / "report")
         return figures
 
     write_stage(plan.stage, out, work)
