@@ -29,7 +29,8 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase
 import runtime
 from pipeline.build import Built, build
 from pipeline.claims.trainee import Way, trainee
-from pipeline.config import Config, load_config
+from pipeline.config import Config
+from pipeline.config_file import load_config
 from pipeline.console import BuildDisplay, StageDisplay
 from pipeline.data.packing import pack
 from pipeline.data.records import read_records

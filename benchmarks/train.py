@@ -29,7 +29,8 @@ from rich.console import Console
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
 
 from pipeline.build import build
-from pipeline.config import Config, load_config
+from pipeline.config import Config
+from pipeline.config_file import load_config
 from pipeline.console import BuildDisplay, StageDisplay
 from pipeline.data.packing import Row, common_prefix, pack
 from pipeline.data.records import Record, read_records, write_records

@@ -91,7 +91,7 @@ def build(
     a bundle for each; exit code 4 when any task fails.
     """
     from pipeline.build import build as run_build
-    from pipeline.config import load_config
+    from pipeline.config_file import load_config
     from pipeline.console import BuildDisplay
     from pipeline.task_build import build_tasks
     from runtime.report import read_report
@@ -123,7 +123,7 @@ def train(config: ConfigFile, out: Out, runs: Runs = Path("runs"), overrides: Ov
     """
     from pipeline import stages
     from pipeline.build import build as run_build
-    from pipeline.config import load_config
+    from pipeline.config_file import load_config
     from pipeline.console import BuildDisplay
 
     settings = load_config(config, tuple(overrides or ()))
@@ -213,7 +213,7 @@ def export(
 ) -> None:
     """A checkpoint → ONNX model, tokenizer and genai_config.json."""
     from pipeline import stages
-    from pipeline.config import parse_export
+    from pipeline.config_file import parse_export
     from pipeline.stage import artifact
 
     settings = parse_export(
@@ -317,7 +317,7 @@ def validate(
     overrides: Overrides = None,
 ) -> None:
     """Measure a bundle against the unmerged model and judge it; exit code 4 when a gate fails."""
-    from pipeline.config import load_validation
+    from pipeline.config_file import load_validation
     from pipeline.console import BuildDisplay, StageDisplay
     from pipeline.evidence.admission import refuse_unless_passed
     from pipeline.evidence.validate import validate as run_validate
@@ -421,7 +421,7 @@ def claims(
 ) -> None:
     """What the reference guide says of LoRA, beside what is found on a run that was built."""
     from pipeline.claims.folders import folders
-    from pipeline.config import load_config
+    from pipeline.config_file import load_config
 
     settings = load_config(config, tuple(overrides or ()))
     built = folders(runs / settings.name, config)
@@ -451,7 +451,7 @@ def advise(
     ] = None,
 ) -> None:
     """What the tasks of a config cost merged and switchable, measured here before anything is trained."""
-    from pipeline.config import load_config
+    from pipeline.config_file import load_config
 
     settings = load_config(config, tuple(overrides or ()))
     if not settings.tasks:

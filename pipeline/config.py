@@ -1,4 +1,4 @@
-"""The config file: one frozen model per stage, and the only place where a default lives.
+"""The config: one frozen model per stage, and the only place where a default lives.
 
 A key this file does not know is an error that offers the nearest known name, because a misspelt
 `learning_rate` that trains with the default is the worst kind of success.
@@ -6,16 +6,14 @@ A key this file does not know is an error that offers the nearest known name, be
 
 from __future__ import annotations
 
-import difflib
-import os
 import re
-import tomllib
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar, get_args, get_origin
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from pipeline.config_problems import validated
 from runtime.errors import ConfigError
 
 DEFAULT_SYSTEM = "Turn the request into vehicle function calls."
@@ -28,12 +26,9 @@ Share = Annotated[float, Field(ge=0.0, le=1.0)]
 Positive = Annotated[float, Field(gt=0.0)]
 Rank = Annotated[int, Field(ge=1)]
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
-Model = TypeVar("Model", bound=BaseModel)
-Files = TypeVar("Files", "Data", "TaskData")
 
-_FILES = ("train", "validation", "test")
+FILES = ("train", "validation", "test")
 _WITHOUT_BRANCH = ("embed_tokens", "lm_head")
-_VARIABLE = re.compile(r"\$(?:(\w+)|\{(\w+)\})")
 
 
 class Section(BaseModel):
@@ -478,162 +473,15 @@ class Config(Section):
 
     def _data_of(self, task: Task) -> Data:
         own = task.data.model_dump(exclude_none=True)
-        files = set(_FILES) if task.data.train else set()
+        files = set(FILES) if task.data.train else set()
         shared = self.data.model_dump(exclude_unset=True, exclude=files)
         functions = {"functions": task.functions} if task.functions else {}
-        return _validated(Data, {**shared, **own, **functions}, f'task "{task.name}", [task.data]')
+        return validated(Data, {**shared, **own, **functions}, f'task "{task.name}", [task.data]')
 
     def _train_of(self, task: Task) -> Train:
         table = {**self.train.model_dump(exclude_unset=True), **task.train}
-        return _validated(Train, table, f'task "{task.name}", [task.train]')
+        return validated(Train, table, f'task "{task.name}", [task.train]')
 
     def _gate_of(self, task: Task) -> Gate:
         table = {**self.gate.model_dump(exclude_unset=True), **task.gate}
-        return _validated(Gate, table, f'task "{task.name}", [task.gate]')
-
-
-def load_config(path: Path, overrides: tuple[str, ...] = ()) -> Config:
-    """Read a TOML file and apply `key=value` overrides such as `train.r=32`.
-
-    Relative paths in the file are taken from the file's own folder.
-
-    Raises:
-        ConfigError: the file is missing, is not TOML, has an unknown key, or a value is out of range.
-    """
-    return _anchored(_validated(Config, _read(path, overrides), str(path)), path.parent)
-
-
-def load_validation(path: Path | None, overrides: tuple[str, ...] = ()) -> tuple[Validate, Gate]:
-    """The `[validate]` and `[gate]` tables of a config, or their defaults where there is no config.
-
-    Raises:
-        ConfigError: as `load_config`.
-    """
-    if path is not None:
-        config = load_config(path, overrides)
-        return config.validate_, config.gate
-    table: dict[str, Any] = {}
-    for override in overrides:
-        _apply(table, override)
-    tables = _validated(_Validation, table, "--set")
-    return tables.validate_, tables.gate
-
-
-def parse_export(table: dict[str, Any]) -> Export:
-    """An `[export]` table that did not come from a file.
-
-    Raises:
-        ConfigError: a value is out of range.
-    """
-    return _validated(Export, table, "export")
-
-
-class _Validation(Section):
-    """The two tables that a bundle of any origin is judged by."""
-
-    validate_: Validate = Field(default=Validate(), alias="validate")
-    gate: Gate = Gate()
-
-
-def _read(path: Path, overrides: tuple[str, ...]) -> dict[str, Any]:
-    try:
-        table = tomllib.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise ConfigError(f"no config file at {path}; configs/ has some to start from") from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"cannot read {path}: {error}") from error
-    except tomllib.TOMLDecodeError as error:
-        raise ConfigError(f"{path} is not valid TOML: {error}") from error
-    for override in overrides:
-        _apply(table, override)
-    return table
-
-
-def _validated(model: type[Model], table: dict[str, Any], where: str) -> Model:
-    try:
-        return model.model_validate(table)
-    except ValidationError as error:
-        raise ConfigError(f"{where}: {_explain(model, error)}") from error
-
-
-def _apply(table: dict[str, Any], override: str) -> None:
-    """Set `a.b=value` in a nested table; the value is TOML, or a bare string where it is not."""
-    key, equals, text = override.partition("=")
-    if not equals or not key.strip():
-        raise ConfigError(f'--set takes key=value, such as train.r=32, not "{override}"')
-    try:
-        value = tomllib.loads(f"value = {text}")["value"]
-    except tomllib.TOMLDecodeError:
-        value = text
-    *parents, last = key.strip().split(".")
-    for parent in parents:
-        table = table.setdefault(parent, {})
-        if not isinstance(table, dict):
-            raise ConfigError(f'--set {override}: "{parent}" is a value, not a table')
-    table[last] = value
-
-
-def _anchored(config: Config, folder: Path) -> Config:
-    """The config with relative paths made absolute against the config file's folder."""
-    data = _anchored_files(config.data, folder, "data")
-    tasks = tuple(
-        task.model_copy(update={"data": _anchored_files(task.data, folder, f"{task.name}.data")})
-        for task in config.tasks
-    )
-    base = config.base
-    if base.path is not None:
-        base = base.model_copy(update={"path": (folder / _expanded(base.path, "base.path")).resolve()})
-    return config.model_copy(update={"data": data, "base": base, "tasks": tasks})
-
-
-def _anchored_files(data: Files, folder: Path, where: str) -> Files:
-    return data.model_copy(
-        update={
-            key: (folder / _expanded(value, f"{where}.{key}")).resolve()
-            for key in ("tools", *_FILES)
-            if (value := getattr(data, key, None)) is not None
-        }
-    )
-
-
-def _expanded(path: Path, key: str) -> Path:
-    """The path with environment variables in place of their names."""
-    names = [name for pair in _VARIABLE.findall(str(path)) for name in pair if name]
-    if missing := [name for name in names if not os.environ.get(name)]:
-        raise ConfigError(
-            f'"{key}" is {path}, but {missing[0]} is not set; set it to the folder that it names'
-        )
-    return Path(os.path.expandvars(path))
-
-
-def _explain(model: type[BaseModel], error: ValidationError) -> str:
-    """All problems of a validation in one clause each, unknown keys with the nearest known name."""
-    problems = error.errors()
-    return "; ".join(
-        _explain_one(model, problem["loc"], problem["type"], problem["msg"]) for problem in problems
-    )
-
-
-def _explain_one(model: type[BaseModel], location: tuple[int | str, ...], kind: str, message: str) -> str:
-    where = ".".join(str(part) for part in location)
-    if kind == "extra_forbidden":
-        known = _known(model, location[:-1])
-        near = difflib.get_close_matches(str(location[-1]), known, n=1)
-        return f'unknown key "{where}"' + (
-            f'; did you mean "{near[0]}"?' if near else f"; known: {', '.join(known)}"
-        )
-    if kind == "missing":
-        return f'"{where}" is missing'
-    said = message.removeprefix("Value error, ")
-    return f'"{where}": {said}' if where else said
-
-
-def _known(model: type[BaseModel], parents: tuple[int | str, ...]) -> list[str]:
-    """The keys of the table at `parents`."""
-    for parent in parents:
-        for name, field in model.model_fields.items():
-            if (field.alias or name) == parent and isinstance(field.annotation, type):
-                model = field.annotation
-            elif (field.alias or name) == parent and get_origin(field.annotation) is tuple:
-                model = get_args(field.annotation)[0]
-    return [field.alias or name for name, field in model.model_fields.items()]
+        return validated(Gate, table, f'task "{task.name}", [task.gate]')

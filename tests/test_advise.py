@@ -21,7 +21,8 @@ from pipeline.advise.page import page, table
 from pipeline.advise.record import record
 from pipeline.advise.text import UNMEASURED, reasons
 from pipeline.claims import guide
-from pipeline.config import Config, load_config
+from pipeline.config import Config
+from pipeline.config_file import load_config
 from pipeline.evidence.latency import this_machine
 from pipeline.stage import Progress
 from runtime.errors import ConfigError, StageError, UsageError

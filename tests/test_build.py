@@ -11,7 +11,8 @@ import pytest
 
 import runtime
 from pipeline.build import STAGES, Built, build
-from pipeline.config import Config, load_config
+from pipeline.config import Config
+from pipeline.config_file import load_config
 from pipeline.stage import StageResult
 from pipeline.training.loading import qlora_obstacle
 from runtime.errors import GateError, UsageError

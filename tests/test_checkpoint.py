@@ -17,7 +17,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from export.weights import Checkpoint
 from pipeline.checkpoint import default_cache, fetch_base
-from pipeline.config import Base, load_config
+from pipeline.config import Base
+from pipeline.config_file import load_config
 from pipeline.gguf import SAMPLES
 from runtime.errors import CheckpointError
 

@@ -4,7 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.config import SEVEN_PROJECTIONS, Config, load_config
+from pipeline.config import SEVEN_PROJECTIONS, Config
+from pipeline.config_file import load_config
 from runtime.errors import ConfigError
 
 TASKS = """

@@ -24,6 +24,7 @@ STANDARD_ONLY = (
 )  # fmt: skip
 WITHOUT_TORCH = (
     "pipeline/config.py",
+    "pipeline/config_file.py",
     "pipeline/evidence/gate.py",
     "pipeline/evidence/thresholds.py",
     "pipeline/evidence/culprit.py",

@@ -12,7 +12,8 @@ from test_build import Recorder, record
 
 import runtime
 from pipeline.build import build
-from pipeline.config import Config, load_config
+from pipeline.config import Config
+from pipeline.config_file import load_config
 from pipeline.delta import Made, delta
 from pipeline.evidence.switching import switching
 from pipeline.evidence.validate import validate
