@@ -57,6 +57,9 @@ Baseline = Annotated[
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON for machines.")]
 Threads = Annotated[int, typer.Option("--threads", min=1, help="CPU threads of the model.")]
+TaskOfBundle = Annotated[
+    str | None, typer.Option("--task", help="Of a switchable bundle; unset asks its bare base.")
+]
 Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
 
 
@@ -348,22 +351,26 @@ def validate(
 def run(
     bundle: BundleFolder,
     utterance: Annotated[str, typer.Argument(help="What the driver says.", show_default=False)],
+    task: TaskOfBundle = None,
     as_json: Json = False,
     threads: Threads = 2,
 ) -> None:
     """One utterance → function calls, with timing."""
     from runtime.__main__ import main as run_on_device
 
-    arguments = [str(bundle), utterance, "--threads", str(threads), *(["--json"] if as_json else [])]
+    arguments = [str(bundle), utterance, "--threads", str(threads)]
+    arguments += ["--json"] if as_json else []
+    arguments += [] if task is None else ["--task", task]
     raise typer.Exit(run_on_device(arguments))
 
 
 @app.command(epilog="Example: cockpit chat runs/smollm2-135m/bundle")
-def chat(bundle: BundleFolder, threads: Threads = 2) -> None:
+def chat(bundle: BundleFolder, task: TaskOfBundle = None, threads: Threads = 2) -> None:
     """Talk to a bundle; text appears as it is made. An empty line or Ctrl-D ends."""
     import runtime
 
     assistant = runtime.load(bundle, threads=threads)
+    assistant.use(task)
     while True:
         try:
             utterance = console.input("[bold]>[/bold] ").strip()
