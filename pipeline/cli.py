@@ -262,7 +262,7 @@ def package(
         ),
     ] = None,
 ) -> None:
-    """ONNX + tools → a candidate bundle, which `cockpit validate` measures and admits.
+    """ONNX + tools → a candidate bundle, which `cockpit validate` measures and judges.
 
     With --adapter-for, an adapter → an update of that bundle, which `python -m runtime install` puts into it.
     """
