@@ -347,7 +347,7 @@ def validate(
     refuse_unless_passed(found.gate, out / "report")
 
 
-@app.command(epilog='Example: cockpit run runs/smollm2-135m/bundle "set the driver side to 22"')
+@app.command(epilog='Example: cockpit run runs/smollm2-135m/bundle "set the driver side to 22 degrees"')
 def run(
     bundle: BundleFolder,
     utterance: Annotated[str, typer.Argument(help="What the driver says.", show_default=False)],
