@@ -55,6 +55,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--json", action="store_true", help="print one JSON object instead of text")
     parser.add_argument("--threads", type=int, default=2, help="threads of one operator (default 2)")
     parser.add_argument("--provider", choices=("cpu", "cuda"), default="cpu", help="where the model runs")
+    parser.add_argument(
+        "--cache", type=Path, help="a directory of yours where what makes the next load faster is kept"
+    )
     parser.add_argument("--max-new-tokens", type=int, default=256, help="longest answer (default 256)")
     parser.add_argument(
         "--unconstrained", action="store_true", help="let the model say anything; an invalid call is an error"
@@ -146,6 +149,7 @@ def _bench(options: argparse.Namespace) -> None:
         runs=options.runs,
         threads=options.threads,
         provider=options.provider,
+        cache=options.cache,
     )
     if options.json:
         _print_json(dataclasses.asdict(result))
@@ -163,7 +167,7 @@ def _bench(options: argparse.Namespace) -> None:
 def _call(options: argparse.Namespace) -> None:
     from runtime.assistant import load
 
-    assistant = load(options.bundle, threads=options.threads, provider=options.provider)
+    assistant = load(options.bundle, threads=options.threads, provider=options.provider, cache=options.cache)
     assistant.use(options.task)
     result = assistant.call(options.utterance, options.max_new_tokens, constrained=not options.unconstrained)
     if options.json:

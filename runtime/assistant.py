@@ -21,11 +21,15 @@ from runtime.constraint import ConstrainedAnswer, Constraint
 from runtime.decoder import Decoder
 from runtime.errors import BundleError, DataError, PromptError, TaskError, UsageError
 from runtime.growing_decoder import GrowingDecoder
+from runtime.kept import own_directory
 from runtime.manifest import AdapterEntry, Manifest, verify
+from runtime.packed import packed_graph
+from runtime.pages import give_back
 from runtime.sampling import GREEDY, Sampling, allowed_only, choose
 from runtime.session import Provider
 from runtime.sites import read_sites
 from runtime.tasks import Lane, Tasks, Used
+from runtime.verified import verify_once
 
 
 @dataclass(frozen=True)
@@ -73,7 +77,13 @@ class CallResult:
     timing: Timing
 
 
-def load(path: Path | str, threads: int = 2, provider: Provider = "cpu", spin: bool = True) -> Assistant:
+def load(
+    path: Path | str,
+    threads: int = 2,
+    provider: Provider = "cpu",
+    spin: bool = True,
+    cache: Path | str | None = None,
+) -> Assistant:
     """Verify a bundle, then open it.
 
     Args:
@@ -81,19 +91,23 @@ def load(path: Path | str, threads: int = 2, provider: Provider = "cpu", spin: b
         threads: threads of one operator, 1 to the machine's cores.
         provider: `cpu` or `cuda`; one that this machine cannot use is an error, not a fallback.
         spin: whether idle threads wait in a loop between tokens (faster, at the cost of idle CPU time).
+        cache: a directory of this user's own, for what makes the next load faster: packed weights
+            (`runtime.packed`), and which files were verified (`runtime.verified`). It may be emptied at any
+            time, and may be used for several bundles.
 
     Raises:
         BundleError: the bundle is missing, altered, malformed or needs another ONNX Runtime.
-        UsageError: threads or provider cannot be had here.
+        UsageError: threads, provider or cache cannot be had here.
     """
     directory = Path(path)
-    manifest = verify(directory)
+    kept = None if cache is None else own_directory(cache)
+    manifest = verify(directory) if kept is None else verify_once(directory, kept)
     needed = manifest.requirements.onnxruntime
     if _version(onnxruntime.__version__) < _version(needed):
         raise BundleError(
             f"this bundle needs onnxruntime {needed} or later; {onnxruntime.__version__} is installed"
         )
-    return Assistant(directory, manifest, threads, provider, spin)
+    return Assistant(directory, manifest, threads, provider, spin, kept)
 
 
 class Assistant:
@@ -110,7 +124,13 @@ class Assistant:
     """
 
     def __init__(
-        self, directory: Path, manifest: Manifest, threads: int, provider: Provider, spin: bool
+        self,
+        directory: Path,
+        manifest: Manifest,
+        threads: int,
+        provider: Provider,
+        spin: bool,
+        cache: Path | None,
     ) -> None:
         """Open the parts of a verified bundle; `load` verifies first."""
         self.manifest = manifest
@@ -123,8 +143,9 @@ class Assistant:
         self._stop = frozenset(prompt.stop_tokens)
         # A template that defines tool calls lists the tools itself; another model learnt them by training.
         self._shown = self.tools if prompt.form == "hermes" else ()
-        # Compiling the grammar's tokenizer takes as long as the rest, and does not hold the interpreter.
-        with ThreadPoolExecutor(max_workers=1) as pool:
+        # Each takes as long as the others, and none holds the interpreter.
+        with ThreadPoolExecutor(max_workers=2) as pool:
+            base = pool.submit(self._model, threads, provider, spin, cache)
             constraint = pool.submit(
                 Constraint,
                 (directory / "tokenizer.json").read_text(encoding="utf-8"),
@@ -133,15 +154,14 @@ class Assistant:
                 call_grammar(self.tools, prompt.form),
             )
             self._chat = Chat(directory)
-            kind = GrowingDecoder if manifest.exporter == "optimum" else Decoder
-            base = kind(directory, limits.context, limits.vocabulary, threads, provider, spin)
             self._constraint = constraint.result()
+            self._tasks = Tasks(base.result())
         self._prefix = self._common_prefix(limits.context)
-        self._tasks = Tasks(base)
         if self._prefix:
             self._hold_prefix(self._tasks.lane(None))
         for entry in manifest.adapters or ():
             self._tasks.add(self._listed(entry))
+        give_back()  # what reading tokenizer.json took
 
     @property
     def decoder(self) -> Decoder | GrowingDecoder:
@@ -182,6 +202,19 @@ class Assistant:
             TaskError: there is no such task, it is in use, or it is answering.
         """
         self._tasks.remove(task)
+
+    def _model(
+        self, threads: int, provider: Provider, spin: bool, cache: Path | None
+    ) -> Decoder | GrowingDecoder:
+        """An empty conversation with the bundle's model."""
+        limits, files = self.manifest.limits, self.manifest.files
+        if self.manifest.exporter == "optimum":
+            return GrowingDecoder(self._directory, limits.context, limits.vocabulary, threads, provider, spin)
+        packed = None
+        if cache is not None and provider == "cpu":
+            parts = tuple(files[name].sha256 for name in ("model.onnx", "model.onnx.data") if name in files)
+            packed = packed_graph(cache, self._directory, parts)
+        return Decoder(self._directory, limits.context, limits.vocabulary, threads, provider, spin, packed)
 
     def _open(self, file: Path) -> Adapter:
         if self.manifest.adapters is None:

@@ -52,18 +52,19 @@ def bench(
     runs: int = 5,
     threads: int = 2,
     provider: Provider = "cpu",
+    cache: Path | None = None,
 ) -> BenchResult:
     """Measure a bundle; one more run than asked for comes first and is not counted.
 
     Raises:
-        UsageError: a count is below 1, or threads or provider cannot be had here.
+        UsageError: a count is below 1, or threads, provider or cache cannot be had here.
         PromptError: prompt and new tokens do not fit the context.
         BundleError: the bundle is refused.
     """
     if min(prompt_tokens, new_tokens, runs) < 1:
         raise UsageError("prompt tokens, new tokens and runs must each be 1 or more")
     started = time.perf_counter()
-    assistant = load(bundle, threads=threads, provider=provider)
+    assistant = load(bundle, threads=threads, provider=provider, cache=cache)
     load_ms = _since(started)
     decoder = assistant.decoder
     prompt = np.random.default_rng(prompt_tokens).integers(0, decoder.vocabulary, prompt_tokens).tolist()

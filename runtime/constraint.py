@@ -35,7 +35,7 @@ class Constraint:
             BundleError: tokenizer and vocabulary do not belong together, or the grammar is refused.
         """
         try:
-            tokens = LLTokenizer(tokenizer, n_vocab=vocabulary, eos_token=list(stop_tokens))
+            tokens = LLTokenizer(tokenizer, n_vocab=vocabulary, eos_token=list(stop_tokens), slices=[])
         except ValueError as error:
             raise BundleError(f"constrained decoding cannot use tokenizer.json: {error}") from error
         self._start = LLMatcher(tokens, grammar)

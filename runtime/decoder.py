@@ -45,14 +45,15 @@ class Decoder:
         threads: int = 2,
         provider: Provider = "cpu",
         spin: bool = True,
+        packed: Path | None = None,
     ) -> None:
-        """Open model.onnx in a verified bundle.
+        """Open model.onnx in a verified bundle, or what `runtime.packed` made of it.
 
         Raises:
             UsageError: threads or provider cannot be had here.
             BundleError: the graph cannot be opened or is not the graph that this class drives.
         """
-        self._start(_Model(directory, threads, provider, spin), context, vocabulary, None)
+        self._start(_Model(directory, threads, provider, spin, packed), context, vocabulary, None)
 
     def beside(self, adapter: Adapter | None) -> Decoder:
         """An empty conversation of its own over the same session, with or without an adapter.
@@ -197,13 +198,17 @@ class Decoder:
 class _Model:
     """What all conversations over one model.onnx share. For several threads at once."""
 
-    def __init__(self, directory: Path, threads: int, provider: Provider, spin: bool) -> None:
+    def __init__(
+        self, directory: Path, threads: int, provider: Provider, spin: bool, packed: Path | None
+    ) -> None:
         self._directory = directory
         self._options = (threads, provider, spin)
         self._head: onnxruntime.InferenceSession | None = None
         self._head_lock = Lock()
         self.provider = provider
-        self.session = open_session(directory / "model.onnx", *self._options)
+        self.session = open_session(
+            packed or directory / "model.onnx", *self._options, optimized=packed is not None
+        )
         self.optional = {value.name for value in self.session.get_overridable_initializers()}
         inputs = {value.name: value for value in self.session.get_inputs()}
         self._caches = {name: value for name, value in inputs.items() if name.startswith("past_key_values.")}

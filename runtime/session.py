@@ -16,7 +16,9 @@ _NAMES = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
 _ERRORS_ONLY = 3
 
 
-def open_session(path: Path, threads: int, provider: Provider, spin: bool) -> onnxruntime.InferenceSession:
+def open_session(
+    path: Path, threads: int, provider: Provider, spin: bool, optimized: bool = False
+) -> onnxruntime.InferenceSession:
     """Open a graph on exactly one kind of processor.
 
     Args:
@@ -24,6 +26,7 @@ def open_session(path: Path, threads: int, provider: Provider, spin: bool) -> on
         threads: threads of one operator, 1 to the machine's cores.
         provider: where it must run. A provider that cannot be had is an error, never a slower substitute.
         spin: whether idle threads wait in a loop; it costs idle CPU time and saves a third of decode time.
+        optimized: the graph was written by ONNX Runtime itself, which need not look for fusions again.
 
     Raises:
         UsageError: the threads or the provider cannot be had on this machine.
@@ -45,6 +48,8 @@ def open_session(path: Path, threads: int, provider: Provider, spin: bool) -> on
     options.inter_op_num_threads = 1
     options.log_severity_level = _ERRORS_ONLY
     options.add_session_config_entry("session.intra_op.allow_spinning", "1" if spin else "0")
+    if optimized:
+        options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
     try:
         session = onnxruntime.InferenceSession(str(path), options, providers=[name])
     except Exception as error:  # its exception classes share no base but Exception
