@@ -1,6 +1,7 @@
 import itertools
 import json
 import random
+import re
 from collections import Counter, defaultdict
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,6 +18,9 @@ from runtime.calls import Call, Tool, check_call, load_tools, parse_tools
 from runtime.errors import DataError
 
 SIZES: tuple[tuple[Split, int], ...] = (("train", 2400), ("validation", 200), ("test", 400))
+NUMBERS = {
+    name for grammar in GRAMMARS.values() for name, slot in grammar.slots.items() if isinstance(slot, Numeric)
+}
 TOOLS = load_tools(Path(__file__).parents[1] / "configs" / "cockpit-tools.json")
 
 
@@ -133,6 +137,59 @@ def test_one_sentence_has_one_meaning_and_one_family() -> None:
                 arguments = json.dumps(sentence.arguments, sort_keys=True) if function else "none"
                 origins[sentence.text.casefold().rstrip("?")].add(f"{name} {arguments}")
     assert {text: names for text, names in origins.items() if len(names) > 1} == {}
+
+
+def test_a_temperature_without_its_unit_can_be_nothing_else() -> None:
+    """It stands beside a zone or the word for it, and no other number does."""
+    bare = Counter[Language]()
+    for name, function, template in _templates():
+        for form in _forms(template.pattern):
+            named = any(word in form for word in ("{zone", "temperature", "温度"))
+            if function != "climate_set_temperature":
+                assert not (named and any(f"{{{number}}}" in form for number in NUMBERS)), (name, form)
+            elif not re.search("degrees|} celsius|度$", form):
+                assert named, (name, form)
+                bare[_language(name)] += 1
+    assert min(bare["en"], bare["zh"]) > 10
+
+
+@pytest.mark.parametrize("seed", range(5))
+@pytest.mark.parametrize(("language", "unit"), [("en", "degrees|celsius"), ("zh", "度")])
+def test_training_has_temperatures_without_their_unit(language: Language, unit: str, seed: int) -> None:
+    said = [
+        re.search(unit, record.utterance.replace("温度", "")) is not None
+        for record in generate(
+            TOOLS,
+            split="train",
+            examples=60,
+            chinese=float(language == "zh"),
+            seed=seed,
+            functions=["climate_set_temperature"],
+        )
+        if record.calls
+    ]
+    assert min(said.count(True), said.count(False)) >= len(said) / 10
+
+
+@pytest.mark.parametrize(
+    ("text", "call"),
+    [
+        ("set the driver side to 22", {"zone": "driver", "celsius": 22}),
+        ("make it 21 on the passenger side", {"zone": "passenger", "celsius": 21}),
+        ("把主驾调到22", {"zone": "driver", "celsius": 22}),
+    ],
+)
+def test_what_drivers_say_is_in_the_grammar(text: str, call: dict[str, object]) -> None:
+    """The sentence that the README opens with, and its like."""
+    language: Language = "en" if text.isascii() else "zh"
+    rng = random.Random(0)
+    grammar = GRAMMARS[language]
+    drawn = (
+        draw(template, grammar.slots, rng, training=True)
+        for _ in range(50_000)
+        for template in grammar.templates["climate_set_temperature"]
+    )
+    assert next(sentence.arguments for sentence in drawn if sentence.text == text) == call
 
 
 def _templates() -> Iterator[tuple[str, str | None, Template]]:

@@ -7,14 +7,14 @@ from pipeline.data.generator.grammar import Template, order, say
 
 TEMPLATES: Final[Mapping[str, tuple[Template, ...]]] = {
     "climate_set_temperature": (
-        order("把{zone}[的温度](调到|设成|设置为){celsius}度"),
-        order("[空调]温度(调到|设为|设定到){celsius}度"),
+        order("[把]{zone}[的温度](调到|设成|设置为){celsius}[度]"),
+        order("[空调]温度(调到|设为|设定到){celsius}[度]"),
         order("(调|设)到{celsius}度"),
         order("让{zone}保持{celsius}度"),
-        say("{zone}(温度|空调){celsius}度"),
+        say("{zone}(温度|空调){celsius}[度]"),
         say("{zone}要{celsius}度"),
         say("我(想|希望)车里(是|保持在){celsius}度"),
-        say("{zone}的温度应该是{celsius}度"),
+        say("{zone}的温度应该是{celsius}[度]"),
     ),
     "climate_adjust_temperature": (
         order("(把|将)温度{direction:raise}(一点|一些)"),

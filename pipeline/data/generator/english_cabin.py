@@ -2,6 +2,8 @@
 
 Each entry of a tuple is one template family. Families of a function differ in construction, so that
 holding one out of training asks for language and not for a remembered sentence.
+
+A temperature loses its unit only beside a zone or the word for it: no other number has either.
 """
 
 from collections.abc import Mapping
@@ -14,15 +16,21 @@ TEMPLATES: Final[Mapping[str, tuple[Template, ...]]] = {
         order(
             "(set|change|adjust) the [cabin|air] temperature to {celsius} [degrees|degrees {zone:zone_place}]"
         ),
-        order("(set|put|bring|turn) the {zone:zone_noun} to {celsius} degrees"),
-        order("make it {celsius} degrees {zone:zone_place}"),
+        order("(set|put|bring|turn) the {zone:zone_noun} to {celsius} [degrees]"),
+        order("make it {celsius} [degrees] {zone:zone_place}"),
         order("(cool|heat|warm) the {zone:zone_noun} to {celsius} [degrees]"),
         order("(keep|hold|maintain) the temperature {zone:zone_place} at {celsius} [degrees|celsius]"),
-        order("set {celsius} degrees {zone:zone_place}"),
+        order("set {celsius} [degrees] {zone:zone_place}"),
         say("I('d like| want| need) {celsius} degrees {zone:zone_place}"),
-        say("I('d like| want| would prefer) it to be {celsius} degrees [in here|{zone:zone_place}]"),
-        say("{celsius} degrees {zone:zone_place} (please|would be nice|would be great)"),
-        say("(can|could) we have {celsius} degrees [in the car|{zone:zone_place}][?]"),
+        say(
+            "I('d like| want| would prefer) it to be "
+            "({celsius} degrees [in here|{zone:zone_place}]|{celsius} {zone:zone_place})"
+        ),
+        say("{celsius} [degrees] {zone:zone_place} (please|would be nice|would be great)"),
+        say(
+            "(can|could) we have "
+            "({celsius} degrees [in the car|{zone:zone_place}]|{celsius} {zone:zone_place})[?]"
+        ),
         say("the temperature {zone:zone_place} should be {celsius} [degrees]"),
         say("[let's go for] {zone:zone_noun} temperature {celsius} [degrees]"),
     ),
