@@ -25,7 +25,7 @@ from runtime.kept import own_directory
 from runtime.manifest import AdapterEntry, Manifest, verify
 from runtime.packed import packed_graph
 from runtime.pages import give_back
-from runtime.sampling import GREEDY, Sampling, allowed_only, choose
+from runtime.sampling import GREEDY, Sampling, choose, choose_among
 from runtime.session import Provider
 from runtime.sites import read_sites
 from runtime.tasks import Lane, Tasks, Used
@@ -376,8 +376,9 @@ class Assistant:
             yield forced
         while used < room:
             if grammar:
-                logits = allowed_only(logits, grammar.allowed())
-            token = choose(logits, sampling, random)
+                token = choose_among(grammar.allowed(), logits, sampling, random)
+            else:
+                token = choose(logits, sampling, random)
             step = (grammar.take(token) if grammar else [token])[: room - used]
             expected = decoder.length
             yield forced + step

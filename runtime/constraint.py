@@ -1,10 +1,7 @@
 """A grammar over tokens: which may come next, and which must (llguidance).
 
-What must come next is known as bytes. They are fed without asking the model only where there is one way
-to spell them in tokens: `}}` is one token when the answer ends there and part of others when a further
-call follows, and a model steered onto the wrong one answers worse. So the bytes are encoded behind all
-that was said, as training encoded whole answers, and the last word is left to the model: what follows it
-may still change its spelling.
+What must come next is fed without asking the model, where there is one way to spell it in tokens
+(`runtime.spelling`): a model steered onto another spelling than the one it was trained on answers worse.
 """
 
 from __future__ import annotations
@@ -17,6 +14,7 @@ from numpy.typing import NDArray
 from tokenizers import Tokenizer
 
 from runtime.errors import BundleError, ConstraintError
+from runtime.spelling import Spelling, allowed_tokens
 
 
 class Constraint:
@@ -33,59 +31,48 @@ class Constraint:
 
         Raises:
             BundleError: tokenizer and vocabulary do not belong together, or the grammar is refused.
+            ConstraintError: nothing satisfies the grammar.
         """
         try:
-            tokens = LLTokenizer(tokenizer, n_vocab=vocabulary, eos_token=list(stop_tokens), slices=[])
+            self._tokens = LLTokenizer(tokenizer, n_vocab=vocabulary, eos_token=list(stop_tokens), slices=[])
         except ValueError as error:
             raise BundleError(f"constrained decoding cannot use tokenizer.json: {error}") from error
-        self._start = LLMatcher(tokens, grammar)
+        self._start = LLMatcher(self._tokens, grammar)
         self._stop_tokens = tuple(stop_tokens)
         if self._start.is_error():
             raise BundleError(f"the grammar of tools.json is refused: {self._start.get_error()}")
+        first = self._start.deep_copy()
+        if allowed_tokens(first).size == 0 or first.is_error():
+            raise ConstraintError("no answer satisfies the grammar of tools.json; correct the functions")
 
     def begin(self, tokenizer: Tokenizer) -> ConstrainedAnswer:
         """A new answer, nothing said yet; `tokenizer` is of the text that the constraint was compiled for."""
-        return ConstrainedAnswer(self._start.deep_copy(), tokenizer, self._stop_tokens)
+        return ConstrainedAnswer(
+            self._start.deep_copy(), Spelling(tokenizer, self._tokens, self._stop_tokens), self._stop_tokens
+        )
 
 
 class ConstrainedAnswer:
     """How far one answer has come in the grammar."""
 
-    def __init__(self, matcher: LLMatcher, tokenizer: Tokenizer, stop_tokens: tuple[int, ...]) -> None:
+    def __init__(self, matcher: LLMatcher, spelling: Spelling, stop_tokens: tuple[int, ...]) -> None:
         self._matcher = matcher
-        self._tokenizer = tokenizer
+        self._spelling = spelling
         self._stop_tokens = stop_tokens
         self._said: list[int] = []
 
     def forced(self) -> list[int]:
-        """Accept and return the tokens that must come next; a stop token when nothing else may."""
-        if self._matcher.is_stopped():
-            return [self._stop_tokens[0]]
-        tokens = self._spelt(self._matcher.compute_ff_bytes())
+        """Accept and return the tokens that must come next; the last is a stop token at the end."""
+        tokens = self._spelling.forced(self._matcher, self._said)
         if tokens:
-            self._accept(tokens)
+            self._accept(tokens[:-1] if tokens[-1] in self._stop_tokens else tokens)
         return tokens
 
-    def _spelt(self, more: bytes) -> list[int]:
-        """The tokens of `more` behind what was said, as far as nothing that follows can change them."""
-        try:
-            text = self._tokenizer.decode(self._said, skip_special_tokens=False) + more.decode()
-        except UnicodeDecodeError:
-            return []  # half a character is forced: the model says the other half
-        whole = self._tokenizer.encode(text, add_special_tokens=False)
-        said = len(self._said)
-        if not more or whole.ids[:said] != self._said:
-            return []
-        last = whole.word_ids[-1]
-        return [
-            token for token, word in zip(whole.ids[said:], whole.word_ids[said:], strict=True) if word != last
-        ]
-
-    def allowed(self) -> NDArray[np.bool_]:
-        """Which tokens may come next (V,); stop tokens are among them where the answer may end."""
-        mask: NDArray[np.bool_] = np.frombuffer(self._matcher.compute_logit_bias(), np.uint8) != 0
+    def allowed(self) -> NDArray[np.int64]:
+        """Which tokens may come next, ascending; stop tokens are among them where the answer may end."""
+        tokens = allowed_tokens(self._matcher)
         self._refuse_error()
-        return mask
+        return tokens
 
     def take(self, token: int) -> list[int]:
         """Accept a chosen token; it and the tokens it forces, ending in a stop token at the end."""
@@ -101,4 +88,6 @@ class ConstrainedAnswer:
 
     def _refuse_error(self) -> None:
         if self._matcher.is_error():
-            raise ConstraintError(f"the grammar cannot go on: {self._matcher.get_error()}")
+            # Behind its first line is the state of the parser, and the grammar.
+            reason = self._matcher.get_error().splitlines()[0]
+            raise ConstraintError(f"the grammar cannot go on: {reason}")

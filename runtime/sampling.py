@@ -45,15 +45,17 @@ class Sampling:
 GREEDY = Sampling()
 
 
-def allowed_only(logits: NDArray[np.float32], allowed: NDArray[np.bool_]) -> NDArray[np.float32]:
-    """The logits with -inf wherever `allowed` (V,) is false.
+def choose_among(
+    allowed: NDArray[np.int64], logits: NDArray[np.float32], sampling: Sampling, random: np.random.Generator
+) -> int:
+    """The next token of those `allowed`, ids in ascending order.
 
     Raises:
         ConstraintError: nothing is allowed.
     """
-    if not allowed.any():
+    if allowed.size == 0:
         raise ConstraintError("the grammar allows no token here, so there is no valid answer")
-    return np.where(allowed, logits, np.float32(-np.inf))
+    return int(allowed[choose(logits[allowed], sampling, random)])
 
 
 def choose(logits: NDArray[np.float32], sampling: Sampling, random: np.random.Generator) -> int:

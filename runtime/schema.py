@@ -217,6 +217,13 @@ def _number(value: dict[str, JSONValue], where: str) -> Number:
     if minimum is not None and maximum is not None and minimum > maximum:
         raise DataError(f"{where}: minimum {minimum} is above maximum {maximum}")
     number = Number(value["type"] == "integer", minimum, maximum, step)
+    if (
+        number.integer
+        and minimum is not None
+        and maximum is not None
+        and math.ceil(minimum) > math.floor(maximum)
+    ):
+        raise DataError(f"{where}: no whole number lies between {minimum} and {maximum}")
     if step is not None:
         if step <= 0:
             raise DataError(f'{where}: "multipleOf" must be above 0')

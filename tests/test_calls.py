@@ -290,6 +290,7 @@ def test_what_a_value_may_be(schema: dict[str, JSONValue], allowed: list[str], r
         ({"type": "object", "properties": {}, "additionalProperties": True}, "additionalProperties"),
         ({"type": "object", "patternProperties": {}}, "patternProperties"),
         ({"type": "number", "multipleOf": 0.5}, "multipleOf"),
+        ({"type": "integer", "minimum": 2.2, "maximum": 2.8}, "no whole number lies between 2.2 and 2.8"),
         ({"type": "number", "minimum": 0, "maximum": 1, "multipleOf": 1e-6}, "multipleOf"),
         ({"type": "number", "minimum": 2, "maximum": 1}, "minimum"),
         ({"type": "string", "minLength": 3, "maxLength": 1}, "minLength"),
