@@ -1,11 +1,15 @@
-"""Prefill and decode speed of bundles beside llama.cpp, in turn on one machine.
+"""Bundles beside llama.cpp, OpenVINO GenAI and onnxruntime-genai, in turn on one machine.
 
-    python benchmarks/speed.py --pair int8=runs/smollm2-135m/bundle:q8_0.gguf \
-        --pair int4=runs/smollm2-135m-int4/bundle:q4_0.gguf --llama-bench llama.cpp/build/bin/llama-bench
+    python benchmarks/speed.py --bundle int8=runs/smollm2-135m/bundle --bundle int4=bundle-int4 \
+        --llama llama/build/bin --gguf int8=q8_0.gguf --gguf int4=q4_0.gguf --gguf int4=q4_k_m.gguf \
+        --openvino-python ov/bin/python --openvino int8=ov-int8 --openvino int4=ov-int4 \
+        --genai-python genai/bin/python --genai int4=genai-int4 \
+        --utterances $COCKPIT_DATA_DIR/ms_automotive/validation.jsonl --chart docs/speed.svg
 
-Each pair is a bundle and a GGUF of the same checkpoint in a weight format of the same class;
-benchmarks/README.md says how to make one. Every round runs ours, then llama-bench, and a ratio is taken
-within the round. Prints a table for people, then one JSON line for machines.
+Every model is of one checkpoint; what stands before `=` is the class of its weights, which is compared with
+the bundle of that class. Each lives in a process of its own. Every round asks all of them in turn, and a
+ratio is taken within the round. Prints a table for people, then one JSON line for machines;
+benchmarks/README.md says how to make the models and what is measured.
 """
 
 from __future__ import annotations
@@ -13,104 +17,243 @@ from __future__ import annotations
 import argparse
 import json
 import statistics
-import subprocess
+import time
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
-from pipeline.evidence.contender import Decode
-from pipeline.evidence.latency import Contender, Running, this_machine
+import speed_chart
+from speed_contenders import Bundle, CallTask, Contender, Library, LlamaCpp, Speed
+
+from pipeline.evidence.latency import this_machine
+from runtime.chat import Chat
+from runtime.manifest import verify
+
+QUIET_S = 0.2
+MOST_NEW = 256
 
 
 @dataclass(frozen=True)
-class Pair:
-    """A bundle and its peer."""
+class Entry:
+    """Who takes part: `peer_of` is the bundle that it is compared with."""
 
     name: str
-    bundle: Path
-    gguf: Path
+    peer_of: str | None
+    start: Callable[[], Contender]
 
 
 @dataclass(frozen=True)
-class Speed:
-    """Tokens per second."""
+class Taken:
+    """What one contender did: a `Speed` for each round, milliseconds for each call, and its process."""
 
-    prefill: float
-    decode: float
+    speeds: list[Speed]
+    calls: list[float]
+    loads: list[float]
+    peak: int
 
 
 def main() -> None:
-    """Measure every pair."""
+    """Measure everybody."""
+    options = _options()
+    entries = _entries(options)
+    calls = _calls(options.bundle[0][1], options.utterances, options.calls) if options.utterances else []
+    taken = _measure(entries, calls, options)
+    found = {entry.name: _figures(taken[entry.name]) | _ratios(entry, taken) for entry in entries}
+    print(_head(bool(calls)))
+    for name, figures in found.items():
+        print(_row(name, figures))
+    if options.chart:
+        speed_chart.draw(options.chart, found, f"{this_machine().processor}, {options.threads} threads")
+    asked = {name: getattr(options, name) for name in ("threads", "prompt", "new", "rounds")}
+    print(json.dumps({"machine": this_machine().processor} | asked | {"calls": len(calls)} | found))
+
+
+def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--pair", action="append", required=True, type=_pair, metavar="NAME=BUNDLE:GGUF")
-    parser.add_argument("--llama-bench", required=True, type=Path, help="the llama-bench program")
+
+    def models(flag: str, what: str, required: bool = False) -> None:
+        parser.add_argument(
+            flag, action="append", default=[], type=_model, required=required, metavar="CLASS=PATH", help=what
+        )
+
+    models("--bundle", "a bundle of ours", required=True)
+    parser.add_argument("--llama", type=Path, help="the folder of llama-bench and llama-server")
+    models("--gguf", "a GGUF for llama.cpp")
+    parser.add_argument("--openvino-python", type=Path, help="an interpreter that has openvino-genai")
+    models("--openvino", "a folder of optimum-cli export openvino")
+    parser.add_argument("--genai-python", type=Path, help="an interpreter that has onnxruntime-genai")
+    models("--genai", "a folder of onnxruntime-genai's builder, or a bundle of ours")
+    parser.add_argument(
+        "--utterances", type=Path, help="JSON lines to be answered with calls; none unless set"
+    )
+    parser.add_argument("--calls", type=int, default=40, help="of these, how many")
     parser.add_argument("--prompt", type=int, default=256, help="prompt tokens; decoding goes on behind them")
     parser.add_argument("--new", type=int, default=64, help="decoded tokens")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--loads", type=int, default=3, help="how often each is started")
+    parser.add_argument("--chart", type=Path, help="an SVG to write")
     options = parser.parse_args()
-    results = {}
-    print(f"{'':8} {'prefill tok/s':>28} {'decode tok/s':>28}")
-    print(f"{'':8} {'ours':>9} {'llama.cpp':>9} {'ratio':>8} {'ours':>9} {'llama.cpp':>9} {'ratio':>8}")
-    for pair in options.pair:
-        with Running(Contender(pair.name, "bundle", pair.bundle), options.threads) as ours:
-            ours.ask(Decode(options.prompt, options.new))  # warm
-            rounds = [
-                (_ours(ours, options.prompt, options.new), _llama(options, pair.gguf))
-                for _ in range(options.rounds)
-            ]
-        results[pair.name] = _summary(rounds)
-        print(_row(pair.name, results[pair.name]))
-    machine = this_machine()
-    print(
-        json.dumps(
-            {"machine": machine.processor, "threads": options.threads, "rounds": options.rounds, **results}
+    for models_of, means in (("gguf", "llama"), ("openvino", "openvino_python"), ("genai", "genai_python")):
+        if getattr(options, models_of) and getattr(options, means) is None:
+            parser.error(f"--{models_of} needs --{means.replace('_', '-')}")
+    ours = [kind for kind, _ in options.bundle]
+    for kind, path in (*options.gguf, *options.openvino, *options.genai):
+        if ours.count(kind) != 1:
+            parser.error(f"{path} is {kind}: it needs exactly one --bundle {kind}=… to be compared with")
+    return options
+
+
+def _model(text: str) -> tuple[str, Path]:
+    kind, _, path = text.partition("=")
+    if not (kind and path and Path(path).exists()):
+        raise argparse.ArgumentTypeError(f"{text!r} is not CLASS=PATH of something that exists")
+    return kind, Path(path)
+
+
+def _entries(options: argparse.Namespace) -> list[Entry]:
+    """In the order of the table: each bundle, then its peers."""
+    entries = []
+    for kind, bundle in options.bundle:
+        end = (bundle / "tools.json", options.threads)
+        openvino, genai = (
+            partial(Library, python, script)
+            for python, script in (
+                (options.openvino_python, "speed_openvino.py"),
+                (options.genai_python, "speed_genai.py"),
+            )
         )
-    )
+        ours = f"ours {kind}"
+        entries.append(Entry(ours, None, partial(Bundle, bundle, options.threads)))
+        entries += [
+            Entry(f"{name} {path.stem}", ours, partial(start, path, *end))
+            for name, start, models in (
+                ("llama.cpp", partial(LlamaCpp, options.llama), options.gguf),
+                ("OpenVINO", openvino, options.openvino),
+                ("onnxruntime-genai", genai, options.genai),
+            )
+            for of, path in models
+            if of == kind
+        ]
+    names = [entry.name for entry in entries]
+    if twice := {name for name in names if names.count(name) > 1}:
+        raise SystemExit(f"these would have one name, rename the files: {', '.join(sorted(twice))}")
+    return entries
 
 
-def _pair(text: str) -> Pair:
-    name, _, rest = text.partition("=")
-    bundle, _, gguf = rest.rpartition(":")
-    if not (name and bundle and gguf):
-        raise argparse.ArgumentTypeError("a pair is NAME=BUNDLE:GGUF")
-    return Pair(name, Path(bundle), Path(gguf))
+def _calls(bundle: Path, utterances: Path, count: int) -> list[CallTask]:
+    """Utterances spread evenly over a file, with the prompt that the bundle makes of each."""
+    manifest = verify(bundle)
+    if manifest.prompt.form != "json":
+        raise SystemExit(
+            "calls are compared where an answer is one JSON array; this bundle's template has tags"
+        )
+    chat = Chat(bundle)
+    said = [json.loads(line)["utterance"] for line in utterances.read_text(encoding="utf-8").splitlines()]
+    tasks = []
+    for utterance in said[:: max(1, len(said) // count)][:count]:
+        tokens = chat.prompt(
+            [
+                {"role": "system", "content": manifest.prompt.system},
+                {"role": "user", "content": utterance},
+            ]
+        )
+        text = chat.tokenizer.decode(tokens, skip_special_tokens=False)
+        tasks.append(CallTask(utterance, text, len(tokens), MOST_NEW))
+    return tasks
 
 
-def _ours(running: Running, prompt: int, new: int) -> Speed:
-    first, *each = running.ask(Decode(prompt, new))
-    return Speed(1000 * prompt / first, 1000 * new / sum(each))
+def _measure(
+    entries: Sequence[Entry], calls: Sequence[CallTask], options: argparse.Namespace
+) -> dict[str, Taken]:
+    loads: dict[str, list[float]] = {entry.name: [] for entry in entries}
+    for _ in range(options.loads - 1):
+        for entry in entries:
+            started = entry.start()
+            loads[entry.name].append(started.load_ms)
+            started.close()
+    with ExitStack() as stack:
+        running = {}
+        for entry in entries:
+            running[entry.name] = entry.start()
+            stack.callback(running[entry.name].close)
+            loads[entry.name].append(running[entry.name].load_ms)
+
+        speeds, answered = [], []
+        for _ in range(options.rounds + 1):
+            speeds.append([_quiet(it).decode(options.prompt, options.new) for it in running.values()])
+        for task in (*calls[:1], *calls):
+            answered.append([_quiet(it).call(task) for it in running.values()])
+        return {
+            name: Taken(
+                [round_[at] for round_ in speeds[1:]],  # the first of each warms
+                [round_[at] for round_ in answered[1:]],
+                loads[name],
+                it.peak_bytes(),
+            )
+            for at, (name, it) in enumerate(running.items())
+        }
 
 
-def _llama(options: argparse.Namespace, gguf: Path) -> Speed:
-    command = [options.llama_bench, "-m", gguf, "-t", options.threads, "-r", 1, "-o", "json"]
-    prefill = _run([*command, "-p", options.prompt, "-n", 0])
-    decode = _run([*command, "-p", 0, "-n", options.new, "-d", options.prompt])
-    return Speed(prefill, decode)
+def _quiet(contender: Contender) -> Contender:
+    """A library's threads wait in a loop for a while after its work; nobody is timed meanwhile."""
+    time.sleep(QUIET_S)
+    return contender
 
 
-def _run(command: list[object]) -> float:
-    done = subprocess.run([str(word) for word in command], capture_output=True, text=True, check=True)
-    return float(json.loads(done.stdout)[0]["avg_ts"])
-
-
-def _summary(rounds: list[tuple[Speed, Speed]]) -> dict[str, float]:
-    median = statistics.median
-    return {
-        "prefill": median(ours.prefill for ours, _ in rounds),
-        "prefill_peer": median(peer.prefill for _, peer in rounds),
-        "prefill_ratio": median(ours.prefill / peer.prefill for ours, peer in rounds),
-        "decode": median(ours.decode for ours, _ in rounds),
-        "decode_peer": median(peer.decode for _, peer in rounds),
-        "decode_ratio": median(ours.decode / peer.decode for ours, peer in rounds),
+def _figures(taken: Taken) -> dict[str, float]:
+    """Tokens per second, milliseconds, bytes."""
+    figures = {
+        "prefill": statistics.median(speed.prefill for speed in taken.speeds),
+        "decode": statistics.median(speed.decode for speed in taken.speeds),
+        "load_ms": statistics.median(taken.loads),
+        "peak_bytes": float(taken.peak),
     }
+    if taken.calls:
+        figures["call_p50_ms"] = statistics.median(taken.calls)
+        figures["call_p95_ms"] = sorted(taken.calls)[int(0.95 * (len(taken.calls) - 1) + 0.5)]
+    return figures
+
+
+def _ratios(entry: Entry, taken: dict[str, Taken]) -> dict[str, float]:
+    """How many times as fast as the peer ours is, round by round and call by call."""
+    if entry.peer_of is None:
+        return {}
+    ours, peer = taken[entry.peer_of], taken[entry.name]
+    rounds = list(zip(ours.speeds, peer.speeds, strict=True))
+    ratios = {
+        "prefill_ratio": statistics.median(a.prefill / b.prefill for a, b in rounds),
+        "decode_ratio": statistics.median(a.decode / b.decode for a, b in rounds),
+    }
+    if peer.calls:
+        ratios["call_ratio"] = statistics.median(b / a for a, b in zip(ours.calls, peer.calls, strict=True))
+    return ratios
+
+
+def _head(with_calls: bool) -> str:
+    said = "   ×: how many times as fast ours of the same class is"
+    calls = f"{'call p50 ms':>12} {'×':>6} {'p95 ms':>7}" if with_calls else ""
+    columns = (
+        f"{'prefill tok/s':>14} {'×':>6} {'decode tok/s':>13} {'×':>6} {calls} {'load ms':>8} {'peak MB':>8}"
+    )
+    return f"{said}\n{'':30}{columns}"
 
 
 def _row(name: str, found: dict[str, float]) -> str:
+    def ratio(key: str) -> str:
+        return f"{found[key]:6.2f}" if key in found else " " * 6
+
+    calls = ""
+    if "call_p50_ms" in found:
+        calls = f"{found['call_p50_ms']:12.1f} {ratio('call_ratio')} {found['call_p95_ms']:7.1f}"
     return (
-        f"{name:8} {found['prefill']:9.0f} {found['prefill_peer']:9.0f} {found['prefill_ratio']:7.2f}x"
-        f" {found['decode']:9.0f} {found['decode_peer']:9.0f} {found['decode_ratio']:7.2f}x"
+        f"{name:30}{found['prefill']:14.0f} {ratio('prefill_ratio')}"
+        f" {found['decode']:13.0f} {ratio('decode_ratio')}"
+        f" {calls} {found['load_ms']:8.0f} {found['peak_bytes'] / 1e6:8.0f}"
     )
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from pipeline.advise.bundles import Bundles
 from pipeline.advise.contender import Question, Ready, Times
-from pipeline.evidence.worker import Worker
+from pipeline.evidence.worker import Worker, module_command
 from runtime.report import from_json
 
 ROUNDS = 9
@@ -99,4 +99,6 @@ def _alone(form: str, bundle: Path, names: list[str], threads: int) -> Ready:
 
 def _start(form: str, bundle: Path, names: list[str], threads: int) -> Worker:
     label = f"advise: the {form} bundle with {len(names)} task{'s' if len(names) > 1 else ''}"
-    return Worker(label, "pipeline.advise.contender", [form, str(threads), str(bundle), *names])
+    return Worker(
+        label, module_command("pipeline.advise.contender", [form, str(threads), str(bundle), *names])
+    )

@@ -18,7 +18,7 @@ from pipeline.claims.trainee import Kept, Way
 from pipeline.data.packing import Row
 from pipeline.evidence.report.figures import milliseconds, number, size
 from pipeline.evidence.statistics import median
-from pipeline.evidence.worker import Worker
+from pipeline.evidence.worker import Worker, module_command
 from runtime.errors import StageError
 from runtime.report import distribution, from_json
 
@@ -98,7 +98,7 @@ def measure_training_cost(ways: Ways, rows: Sequence[Row], progress: Callable[[i
 
 def _worker(name: str, way: Way) -> Worker:
     label = f'claims: the training "{name}"'
-    return Worker(label, "pipeline.claims.learner", [json.dumps(asdict(way))])
+    return Worker(label, module_command("pipeline.claims.learner", [json.dumps(asdict(way))]))
 
 
 def _cost(steps: Sequence[Stepped]) -> Cost:

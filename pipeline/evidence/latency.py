@@ -20,7 +20,7 @@ from typing import Literal
 from pipeline.evidence.contender import Call, Decode, Reply, Request
 from pipeline.evidence.statistics import median
 from pipeline.evidence.task import UNMERGED
-from pipeline.evidence.worker import Worker
+from pipeline.evidence.worker import Worker, module_command
 from pipeline.provenance import versions
 from runtime.errors import UsageError
 from runtime.report import (
@@ -151,8 +151,10 @@ class Running:
         given = [contender.path, contender.adapter, contender.task]
         self._worker = Worker(
             f'latency: the contender "{contender.name}"',
-            "pipeline.evidence.contender",
-            [contender.kind, str(threads), *(str(each) for each in given if each is not None)],
+            module_command(
+                "pipeline.evidence.contender",
+                [contender.kind, str(threads), *(str(each) for each in given if each is not None)],
+            ),
         )
         self.peak_bytes = 0
         self.load_ms = self._times(self._worker.ready)[0]

@@ -17,15 +17,14 @@ PATIENCE_S = 600.0
 
 
 class Worker:
-    """A module of ours that runs in a process of its own. Use as a context manager."""
+    """A program that runs in a process of its own. Use as a context manager."""
 
-    def __init__(self, label: str, module: str, arguments: Sequence[str]) -> None:
+    def __init__(self, label: str, command: Sequence[str]) -> None:
         """Start it and wait for its first line: two that get ready at once would time each other.
 
         Args:
             label: names it in errors, such as `latency: the contender "bundle"`.
-            module: run as `python -m`; writes a line when it is ready, then one for each that it reads.
-            arguments: its command line.
+            command: writes a line when it is ready, then one for each that it reads.
 
         Raises:
             StageError: it stopped or hangs; its last line of output is the reason.
@@ -37,7 +36,7 @@ class Worker:
                 tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace")
             )
             self._process = subprocess.Popen(
-                [sys.executable, "-m", module, *arguments],
+                command,
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=self._said,
@@ -85,6 +84,11 @@ class Worker:
     def _stop(self) -> None:
         self._process.kill()
         self._process.communicate()
+
+
+def module_command(module: str, arguments: Sequence[str]) -> list[str]:
+    """The command that runs a module of ours in this interpreter."""
+    return [sys.executable, "-m", module, *arguments]
 
 
 def _ending(code: int) -> str:
