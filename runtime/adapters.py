@@ -1,23 +1,28 @@
 """An adapter file → the inputs of a switchable graph, or a refusal.
 
-Nothing is read from an adapter file before its digest is that of its record. The tensors are copied, so
-that the file may be replaced or deleted while its adapter answers.
+Nothing is read from an adapter file before its digest is that of its record. One that is stored in the
+graph's type is mapped, and its factors are pages of the file: they take memory while the adapter is in use,
+and may leave it in between (`Adapter.rest`). Other types are expanded into memory of their own. Either way
+the file may be deleted, or replaced by a rename, while its adapter answers; a mapped one must not be written
+to, nor cut short (`runtime.pages.mapped`).
 """
 
 from __future__ import annotations
 
 import hashlib
+import mmap
+import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from io import BufferedReader
 from pathlib import Path
 
 import numpy as np
-import onnxruntime
 from numpy.typing import NDArray
 
+from runtime.adapter_file import read_tensors
 from runtime.errors import BundleError
-from runtime.pages import copied, give_back
-from runtime.session import first_line
+from runtime.pages import copied, give_back, leave, mapped
 from runtime.sites import (
     ADAPTER_SUFFIX,
     SCALES,
@@ -48,6 +53,7 @@ class Adapter:
         rank: largest of one weight's update.
         belongs_to: digest of what it must be used with.
         values: graph input → factor, of the graph's type.
+        pages: of the file, where the factors lie in them; None: they have memory of their own.
     """
 
     name: str
@@ -55,6 +61,12 @@ class Adapter:
     rank: int
     belongs_to: str
     values: Mapping[str, NDArray[np.generic]]
+    pages: mmap.mmap | None
+
+    def rest(self) -> None:
+        """Let factors that lie in the file leave memory; the next answer brings them back as they are."""
+        if self.pages is not None:
+            leave(self.pages)
 
 
 def load_adapter(file: Path, sites: Sites, tokenizer: str, template: str) -> Adapter:
@@ -76,9 +88,18 @@ def load_adapter(file: Path, sites: Sites, tokenizer: str, template: str) -> Ada
         problems.append(f"its rank is {record.rank}; this graph takes 1 to {sites.most_rank}")
     if record.name != file.name.removesuffix(ADAPTER_SUFFIX):
         problems.append(f"its record is of {record.name!r:.60}")
-    problems += _damage(file, record)
+    tensors: _Tensors = {}
+    try:
+        with file.open("rb") as stream:
+            problems += _damage(stream, record)
+            if not problems:
+                pages = mapped(stream)
+                tensors = read_tensors(memoryview(pages))
+    except OSError as error:
+        problems.append(f"it cannot be read: {error.strerror}")
+    except ValueError as error:
+        raise BundleError(f"cannot read the adapter {file.name}: {error}; make it again") from error
     if not problems:
-        tensors = _read(file)
         touched = [
             site for site in sites.sites if any(p.tensor in record.belongs.tensors for p in site.parts)
         ]
@@ -91,33 +112,20 @@ def load_adapter(file: Path, sites: Sites, tokenizer: str, template: str) -> Ada
             for name, values in factors.items()
             if not np.isfinite(values).all()
         ]
-        del tensors
-        give_back()  # ONNX Runtime has read the whole file into memory, which would stay with the process
     if problems:
         raise BundleError(f"the adapter {file.name} is refused; install one made for this model:", problems)
-    return Adapter(record.name, record.sha256, record.rank, record.belongs.digest, factors)
+    leave(pages)  # which were all read just now
+    kept = pages if record.dtype == sites.dtype else None
+    if kept is None:
+        give_back()  # what the expansion took for a while
+    return Adapter(record.name, record.sha256, record.rank, record.belongs.digest, factors, kept)
 
 
-def _damage(file: Path, record: AdapterRecord) -> list[str]:
-    try:
-        with file.open("rb") as stream:
-            digest = hashlib.file_digest(stream, "sha256").hexdigest()
-        size = file.stat().st_size
-    except OSError as error:
-        return [f"it cannot be read: {error.strerror}"]
+def _damage(file: BufferedReader, record: AdapterRecord) -> list[str]:
+    size = os.fstat(file.fileno()).st_size
     if size != record.size:
         return [f"it has {size} bytes instead of {record.size}"]
-    return [] if digest == record.sha256 else ["it was changed"]
-
-
-def _read(file: Path) -> dict[str, NDArray[np.generic]]:
-    try:
-        parameters = onnxruntime.AdapterFormat.read_adapter(str(file)).get_parameters()
-        # A copy of each: the values that ONNX Runtime gives are views of what it has read. In pages of its
-        # own, since a third or more of a fused B are zeros, and what is freed here is then used again.
-        return {name: copied(value.numpy()) for name, value in parameters.items()}
-    except Exception as error:  # its exception classes share no base but Exception
-        raise BundleError(f"ONNX Runtime cannot read the adapter {file.name}: {first_line(error)}") from error
+    return [] if hashlib.file_digest(file, "sha256").hexdigest() == record.sha256 else ["it was changed"]
 
 
 def _misfits(tensors: _Tensors, touched: list[Site], dtype: FactorType, most_rank: int) -> Iterator[str]:

@@ -162,7 +162,7 @@ class Assistant:
             self._hold_prefix(self._tasks.lane(None))
         for entry in manifest.adapters or ():
             self._tasks.add(self._listed(entry))
-        give_back()  # what reading tokenizer.json took
+        give_back()  # what reading the graph, the tokenizer and the grammar took for a while
 
     @property
     def decoder(self) -> Decoder | GrowingDecoder:

@@ -1,7 +1,9 @@
-"""Arrays in anonymous pages of their own: a page takes memory from its first write on, and none before.
+"""Arrays in pages of their own, which take memory where they are used alone.
 
-Zeros of the C library may lie in what was freed before and has to be cleared, so that a cache takes its full
-size before its first token; and what is freed there stays with the process. These pages go back at once.
+An anonymous page takes it from its first write on. Zeros of the C library may lie in what was freed before
+and has to be cleared, so that a cache takes its full size before its first token; and what is freed there
+stays with the process. These pages go back at once. A page of a mapped file takes memory from its first read
+on, and may leave again (`leave`).
 """
 
 from __future__ import annotations
@@ -10,6 +12,7 @@ import ctypes
 import math
 import mmap
 import sys
+from typing import BinaryIO
 
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
@@ -37,6 +40,29 @@ def copied(values: NDArray[np.generic]) -> NDArray[np.generic]:
     target[:whole].reshape(-1, mmap.PAGESIZE)[used] = pages[used]
     target[whole:] = source[whole:]
     return copy
+
+
+def mapped(file: BinaryIO) -> mmap.mmap:
+    """A file's bytes, to be read alone. They outlive its name and its descriptor.
+
+    Whoever cuts the file short while it is mapped ends the process (SIGBUS), as with the weights that ONNX
+    Runtime maps: replace it by a rename, which leaves the mapped one as it is.
+
+    Raises:
+        OSError: the file cannot be mapped.
+        ValueError: it is empty.
+    """
+    return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+
+
+def leave(pages: mmap.mmap) -> None:
+    """Let a mapped file's pages leave the resident set: they stay in the system's cache of the file.
+
+    Reading brings them back as they are, also for a thread that reads at this moment. Windows has no such
+    call; it takes pages back by itself.
+    """
+    if sys.platform != "win32":
+        pages.madvise(mmap.MADV_DONTNEED)
 
 
 def give_back() -> None:

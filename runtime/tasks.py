@@ -1,7 +1,7 @@
 """Tasks of one model: each adapter, and the bare base, with a conversation of its own.
 
 For several threads at once: a task is found, counted and removed under one lock, and whoever computes with
-a task's conversation holds that task's.
+a task's conversation holds that task's. An adapter's factors take memory while its task is in use or answers.
 """
 
 from __future__ import annotations
@@ -31,6 +31,7 @@ class Lane:
 
     Attributes:
         decoder: its cache holds keys and values of these weights alone.
+        adapter: whose weights they are; None: the graph's own.
         lock: held by whoever uses the decoder.
         mark: where the common prefix of all prompts ends in the cache, once it is there.
         prefix_tokens: of the common prefix, those that the last answer had to compute.
@@ -38,6 +39,7 @@ class Lane:
     """
 
     decoder: Decoder | GrowingDecoder
+    adapter: Adapter | None = None
     lock: Lock = field(default_factory=Lock)
     mark: Mark | None = None
     prefix_tokens: int = 0
@@ -82,7 +84,8 @@ class Tasks:
             if adapter.name in self._adapters:
                 raise TaskError(f'there is a task "{adapter.name}" already; remove it first')
             if adapter.digest not in self._lanes:
-                self._lanes[adapter.digest] = Lane(base.beside(adapter))
+                self._lanes[adapter.digest] = Lane(base.beside(adapter), adapter)
+                adapter.rest()  # a provider with memory of its own has read the factors
             self._adapters[adapter.name] = adapter
 
     def remove(self, name: str) -> None:
@@ -109,7 +112,9 @@ class Tasks:
             TaskError: there is no such task.
         """
         with self._lock:
+            before = self._lane(Used.TASK)
             self._used = name if name is None else self._known(name)
+            self._rest(before)
 
     def lane(self, task: str | Used | None) -> Lane:
         """The conversation of a task.
@@ -135,6 +140,12 @@ class Tasks:
         finally:
             with self._lock:
                 lane.answering -= 1
+                self._rest(lane)
+
+    def _rest(self, lane: Lane) -> None:
+        """Let an adapter's factors leave memory when nobody is about to need them."""
+        if lane.adapter is not None and not lane.answering and lane is not self._lane(Used.TASK):
+            lane.adapter.rest()
 
     def _lane(self, task: str | Used | None) -> Lane:
         name = self._used if isinstance(task, Used) else task

@@ -76,6 +76,16 @@ def bundles(project: Path, tiny_checkpoint: Path, tmp_path_factory: pytest.TempP
     return write_bundles(with_tasks(project, TASKS), tiny_checkpoint, None, out, silent)
 
 
+def test_equal_settings_make_two_adapters(project: Path, tiny_checkpoint: Path, tmp_path: Path) -> None:
+    """The runtime takes equal files for one, and two tasks would be measured as one."""
+    write_bundles(
+        with_tasks(project, ONE + ONE.replace("climate", "window")), tiny_checkpoint, None, tmp_path, silent
+    )
+    records = [read_adapter_record(tmp_path / f"{name}.json") for name in ("climate", "window")]
+    assert records[0].size == records[1].size
+    assert records[0].sha256 != records[1].sha256
+
+
 def test_adapters_have_the_configured_ranks_and_layers(bundles: Bundles) -> None:
     climate, window = bundles.adapters
     assert (climate.name, climate.rank, window.name, window.rank) == ("climate", 2, "window", 8)

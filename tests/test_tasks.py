@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import json
 import shutil
+import sys
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from threading import Event
 from typing import Any
 
+import numpy as np
 import pytest
 from switchable import converted, peft_adapter, switchable_graph
+from test_pages import linux, present
 
 import runtime
 from export.bundle import Description, package
@@ -193,8 +196,74 @@ def test_an_adapter_may_lose_its_file(assistant: Assistant, files: dict[str, Pat
         shutil.copyfile(files["media"].with_name(name), tmp_path / name)
     assistant.add(tmp_path / "media.onnx_adapter")
     before = bits(assistant, "media")
-    (tmp_path / "media.onnx_adapter").write_bytes(b"")
+    assistant.use(None)  # the factors leave memory, and come back from a file that has no name any more
+    (tmp_path / "another").write_bytes(b"")
+    (tmp_path / "another").replace(tmp_path / "media.onnx_adapter")
     assert bits(assistant, "media") == before
+    (tmp_path / "media.onnx_adapter").unlink()
+    assistant.use(None)
+    assert bits(assistant, "media") == before
+
+
+def resident(assistant: Assistant, task: str) -> int:
+    """Bytes of a task's adapter file that have memory in this process."""
+    adapter = assistant._tasks.lane(task).adapter
+    assert adapter is not None
+    assert adapter.pages is not None
+    assert adapter.values
+    whole = np.frombuffer(adapter.pages, np.uint8)
+    assert all(np.shares_memory(values, whole) for values in adapter.values.values())
+    return present(whole)
+
+
+@linux
+def test_factors_take_memory_while_their_task_is_in_use_or_answers(assistant: Assistant) -> None:
+    def held() -> list[bool]:
+        return [resident(assistant, task) > 0 for task in TASKS]
+
+    assert held() == [False, False]  # read once, for values that are not finite
+    before = {task: bits(assistant, task) for task in (None, *TASKS)}
+    assert held() == [False, True]
+    assistant.use("climate")
+    assert held() == [False, False]
+    assert bits(assistant, "climate") == before["climate"]
+    assert held() == [True, False]
+    assert tokens(assistant, UTTERANCES[0], "navigation")
+    assert held() == [True, False]
+    stream = assistant.generate(assistant.messages("x"), 20, task="navigation")
+    next(stream)
+    assert held() == [True, True]
+    assistant.use(None)
+    assert held() == [False, True]
+    del stream
+    assert held() == [False, False]
+    assert {task: bits(assistant, task) for task in (None, *TASKS)} == before
+
+
+def test_factors_may_leave_while_they_are_read(assistant: Assistant) -> None:
+    expected = tokens(assistant, UTTERANCES[0], "climate")
+    adapter = assistant._tasks.lane("climate").adapter
+    assert adapter is not None
+    with ThreadPoolExecutor(1) as pool:
+        asked = [pool.submit(tokens, assistant, UTTERANCES[0], "climate") for _ in range(8)]
+        while not all(answer.done() for answer in asked):
+            adapter.rest()
+    assert {answer.result() for answer in asked} == {expected}
+
+
+def test_the_same_adapter_under_two_names_stays_while_one_is_in_use(
+    assistant: Assistant, files: dict[str, Path], tmp_path: Path
+) -> None:
+    record = json.loads(files["climate"].with_suffix(".json").read_text(encoding="utf-8"))
+    (tmp_path / "again.json").write_text(json.dumps(record | {"name": "again"}), encoding="utf-8")
+    shutil.copyfile(files["climate"], tmp_path / "again.onnx_adapter")
+    assistant.add(tmp_path / "again.onnx_adapter")
+    assistant.use("climate")
+    assert tokens(assistant, "x", "again") == tokens(assistant, "x", "climate")
+    if sys.platform == "linux":
+        assert resident(assistant, "climate") > 0
+    assistant.remove("again")
+    assert tokens(assistant, "x", "climate")
 
 
 def test_a_task_in_use_is_not_removed(assistant: Assistant) -> None:
@@ -270,7 +339,7 @@ def test_a_merged_bundle_has_no_tasks(tiny_bundle: Path, files: dict[str, Path])
 def test_a_cache_that_grows_takes_no_adapters(tiny_growing: Path) -> None:
     tasks = Tasks(GrowingDecoder(tiny_growing, 32, 467, threads=1))
     with pytest.raises(TaskError, match="takes no other"):
-        tasks.add(Adapter("climate", "0" * 64, 1, "0" * 64, {}))
+        tasks.add(Adapter("climate", "0" * 64, 1, "0" * 64, {}, None))
 
 
 def test_a_merged_graph_is_packaged_without_adapters(

@@ -140,7 +140,8 @@ def _adapter(name: str, train: Train, sites: Sites, belongs: Belonging, out: Pat
         raise ConfigError(
             f'the task "{name}" adapts no layer of this base; target_modules may name {", ".join(layers)}'
         )
-    random = np.random.default_rng(0)
+    # Each its own: the runtime takes equal files for one adapter, with one conversation.
+    random = np.random.default_rng(list(name.encode()))
 
     def matrix(rows: int, columns: int) -> np.ndarray[tuple[int, int], np.dtype[np.float32]]:
         return random.normal(0, 0.01, (rows, columns)).astype(np.float32)
