@@ -21,12 +21,15 @@ from export.checkpoint import export_checkpoint
 from export.genai import Decoder, write_genai_config
 from export.graph import Precision, write_graph
 from export.tokenizer import SpecialTokens
+from pipeline.data.generator.generate import generate
 from pipeline.fingerprint import fingerprint
 from pipeline.provenance import file_digest
+from runtime.calls import load_tools
 from runtime.errors import ExportError
 from runtime.sites import Belonging, FactorType, read_sites
 
 CONTEXT = 64
+COCKPIT = Path(__file__).parent.parent / "configs" / "cockpit-tools.json"
 DECODER = Decoder(
     model_type="llama",
     context=CONTEXT,
@@ -114,6 +117,57 @@ def test_onnxruntime_genai_generates_the_same(
         generator.generate_next_token()
     assert list(generator.get_sequence(0)) == greedy(out, list(map(int, prompt)), length)
     assert list(genai.Tokenizer(model).encode("open the window")) == encoded(out, "open the window")
+
+
+@pytest.mark.parametrize("precision", ["int8", "int4"])
+def test_onnxruntime_genai_answers_200_prompts_alike(
+    tiny_checkpoint: Path,
+    tiny_tools_file: Path,
+    tiny_description: Description,
+    tmp_path: Path,
+    precision: Precision,
+) -> None:
+    """In-car utterances in two languages: the prompt's text, its tokens, and the greedy answer to its end."""
+    genai = pytest.importorskip("onnxruntime_genai", reason="pip install onnxruntime-genai to run this")
+    (tmp_path / "exported").mkdir()
+    export_checkpoint(tiny_checkpoint, tmp_path / "exported", precision, 32, 256, ignore)
+    described = replace(tiny_description, precision=precision)
+    bundle = tmp_path / "bundle"
+    package(tmp_path / "exported", bundle, tiny_tools_file, described)
+    assistant = runtime.load(bundle, threads=1)
+    model = genai.Model(str(bundle))
+    tokenizer = genai.Tokenizer(model)
+    asked = generate(load_tools(COCKPIT), split="test", examples=200, chinese=0.5, seed=0)
+    prompts = [assistant.prompt(record.utterance) for record in asked]
+    for record, prompt in zip(asked, prompts, strict=True):
+        messages = json.dumps(assistant.messages(record.utterance), ensure_ascii=False)
+        text = tokenizer.apply_chat_template(messages, add_generation_prompt=True)
+        assert list(tokenizer.encode(text)) == prompt
+    stop, new = assistant.manifest.prompt.stop_tokens, 16
+    answers = [answer_of(assistant, prompt, stop, new) for prompt in prompts]
+    assert [genais_answer(genai, model, prompt, new) for prompt in prompts] == answers
+    assert len(set(map(tuple, answers))) > 50
+
+
+def answer_of(assistant: runtime.Assistant, prompt: list[int], stop: tuple[int, ...], new: int) -> list[int]:
+    """Our greedy answer, a last stop token included."""
+    assistant.decoder.reset()
+    logits = assistant.decoder.feed(prompt)
+    answer = [int(logits.argmax())]
+    while answer[-1] not in stop and len(answer) < new:
+        answer.append(int(assistant.decoder.feed(answer[-1:]).argmax()))
+    return answer
+
+
+def genais_answer(genai: Any, model: Any, prompt: list[int], new: int) -> list[int]:
+    """That of onnxruntime-genai."""
+    parameters = genai.GeneratorParams(model)
+    parameters.set_search_options(max_length=len(prompt) + new)
+    generator = genai.Generator(model, parameters)
+    generator.append_tokens(np.array(prompt, np.int32))
+    while not generator.is_done():
+        generator.generate_next_token()
+    return list(map(int, generator.get_sequence(0)))[len(prompt) :]
 
 
 PROMPT = [5, 60, 7, 100, 9]
