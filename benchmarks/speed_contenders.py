@@ -171,6 +171,8 @@ class LlamaCpp:
             "cache_prompt": True,
         }
         body = json.dumps(asked)
+        self._http.close()
+        self._http.connect()  # the server hangs up on a client that is silent for some seconds
         started = time.perf_counter()
         self._http.request("POST", "/completion", body, {"Content-Type": "application/json"})
         reply = json.loads(self._http.getresponse().read())
