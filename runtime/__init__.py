@@ -6,6 +6,11 @@
     result = assistant.call("set the driver side to 22 degrees")
     result.calls  # (Call(name="climate_set_temperature", arguments={"zone": "driver", "celsius": 22}),)
 
+An answer may be given a time, and a later start may find what every prompt begins with::
+
+    assistant.call("open the window", deadline_s=0.5)  # or DeadlineError
+    assistant = runtime.load("bundle/", cache="/var/cache/car")
+
 A switchable bundle has a task for each of its adapters::
 
     assistant.use("navigation")
@@ -24,18 +29,22 @@ from typing import TYPE_CHECKING
 from runtime.calls import Call
 from runtime.errors import (
     BundleError,
+    CancelledError,
     CockpitError,
     ConstraintError,
     DataError,
+    DeadlineError,
     InferenceError,
     PromptError,
+    StoppedError,
     TaskError,
     UsageError,
 )
 
 if TYPE_CHECKING:
-    from runtime.assistant import Answer, Assistant, CallResult, Timing, load
+    from runtime.assistant import Answer, Assistant, CallResult, load
     from runtime.sampling import Sampling
+    from runtime.timing import Timing
     from runtime.update import install, recover, uninstall
 
 __all__ = [
@@ -44,12 +53,15 @@ __all__ = [
     "BundleError",
     "Call",
     "CallResult",
+    "CancelledError",
     "CockpitError",
     "ConstraintError",
     "DataError",
+    "DeadlineError",
     "InferenceError",
     "PromptError",
     "Sampling",
+    "StoppedError",
     "TaskError",
     "Timing",
     "UsageError",
@@ -66,6 +78,10 @@ def __getattr__(name: str) -> object:
         from runtime.sampling import Sampling
 
         return Sampling
+    if name == "Timing":
+        from runtime.timing import Timing
+
+        return Timing
     if name in ("install", "recover", "uninstall"):
         from runtime import update
 

@@ -26,7 +26,8 @@ examples:
   python -m runtime install bundle/ --remove navigation
 
 exit codes:
-  0 done   1 internal error   2 wrong usage, or an answer that is no valid call   5 the bundle is refused
+  0 done   1 internal error, or the deadline passed   2 wrong usage, or an answer that is no valid call
+  5 the bundle is refused
 """
 
 
@@ -63,6 +64,12 @@ def _parser() -> argparse.ArgumentParser:
         "--unconstrained", action="store_true", help="let the model say anything; an invalid call is an error"
     )
     parser.add_argument("--task", help="answer with this task's adapter, in a bundle that has several")
+    parser.add_argument(
+        "--deadline", type=float, metavar="SECONDS", help="stop an answer that takes longer; exit code 1"
+    )
+    parser.add_argument(
+        "--cache", type=Path, metavar="DIR", help="keep what every prompt begins with computed in a folder"
+    )
     parser.add_argument("--verify", action="store_true", help="check every file's digest and stop")
     parser.add_argument("--bench", action="store_true", help="measure load, first token, tokens, memory")
     parser.add_argument("--prompt-tokens", type=int, default=256, help="for --bench (default 256)")
@@ -169,7 +176,12 @@ def _call(options: argparse.Namespace) -> None:
 
     assistant = load(options.bundle, threads=options.threads, provider=options.provider, cache=options.cache)
     assistant.use(options.task)
-    result = assistant.call(options.utterance, options.max_new_tokens, constrained=not options.unconstrained)
+    result = assistant.call(
+        options.utterance,
+        options.max_new_tokens,
+        constrained=not options.unconstrained,
+        deadline_s=options.deadline,
+    )
     if options.json:
         _print_json(dataclasses.asdict(result))
         return
@@ -181,7 +193,9 @@ def _call(options: argparse.Namespace) -> None:
     timing = result.timing
     print(
         f"{timing.prompt_tokens} prompt tokens, {timing.new_tokens} new tokens, "
-        f"first after {timing.ttft_ms:.0f} ms, all after {timing.total_ms:.0f} ms",
+        f"first after {timing.ttft_ms:.0f} ms, all after {timing.total_ms:.0f} ms: "
+        f"prefill {timing.prefill_ms:.1f}, decode {timing.decode_ms:.1f} in {timing.decode_runs} runs, "
+        f"grammar {timing.grammar_ms:.1f}, Python {timing.python_ms:.1f}",
         file=sys.stderr,
     )
 

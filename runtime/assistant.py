@@ -4,52 +4,35 @@ from __future__ import annotations
 
 import itertools
 import re
-import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from threading import Event
 
-import numpy as np
 import onnxruntime
-from numpy.typing import NDArray
 
 from runtime.adapters import Adapter, load_adapter
 from runtime.calls import Call, call_grammar, check_call, load_tools, parse_calls
 from runtime.chat import Chat, Message
-from runtime.constraint import ConstrainedAnswer, Constraint
+from runtime.constraint import Constraint
 from runtime.decoder import Decoder
 from runtime.errors import BundleError, DataError, PromptError, TaskError, UsageError
+from runtime.generation import new_tokens
 from runtime.growing_decoder import GrowingDecoder
 from runtime.kept import own_directory
 from runtime.manifest import AdapterEntry, Manifest, verify
 from runtime.packed import packed_graph
 from runtime.pages import give_back
-from runtime.sampling import GREEDY, Sampling, choose, choose_among
+from runtime.prefix_cache import PrefixCache
+from runtime.sampling import GREEDY, Sampling
 from runtime.session import Provider
 from runtime.sites import read_sites
-from runtime.tasks import Lane, Tasks, Used
+from runtime.stopping import Stopping
+from runtime.tasks import Tasks, Used
+from runtime.timing import Stopwatch, Timing
 from runtime.verified import verify_once
-
-
-@dataclass(frozen=True)
-class Timing:
-    """What an answer took.
-
-    Attributes:
-        prompt_tokens: tokens of the prompt.
-        new_tokens: tokens of the answer.
-        ttft_ms: until the first new token was known, in milliseconds.
-        total_ms: until the last one was, in milliseconds.
-        prefix_tokens: of the prompt's tokens, those that every prompt begins with and that had to be
-            computed again: none, but for a task's first answer and after other use of its decoder.
-    """
-
-    prompt_tokens: int
-    new_tokens: int
-    ttft_ms: float
-    total_ms: float
-    prefix_tokens: int
 
 
 @dataclass(frozen=True)
@@ -92,9 +75,9 @@ def load(
         provider: `cpu` or `cuda`; one that this machine cannot use is an error, not a fallback.
         spin: whether idle threads wait in a loop between tokens: faster, and they burn CPU time for some
             30 ms behind an answer; after that neither way does.
-        cache: a directory of this user's own, for what makes the next load faster: packed weights
-            (`runtime.packed`), and which files were verified (`runtime.verified`). It may be emptied at any
-            time, and may be used for several bundles.
+        cache: a directory of this user's own, for what makes the next load faster: which files were verified
+            (`runtime.verified`), packed weights (`runtime.packed`), and what every prompt begins with
+            (`runtime.prefix_cache`). It may be emptied at any time, and may be used for several bundles.
 
     Raises:
         BundleError: the bundle is missing, altered, malformed or needs another ONNX Runtime.
@@ -108,16 +91,17 @@ def load(
         raise BundleError(
             f"this bundle needs onnxruntime {needed} or later; {onnxruntime.__version__} is installed"
         )
-    return Assistant(directory, manifest, threads, provider, spin, kept)
+    return Assistant(directory, manifest, threads, provider, spin, kept if provider == "cpu" else None)
 
 
 class Assistant:
     """One loaded bundle, whose model may have several adapters.
 
     Several threads may ask at once. Answers of different tasks are computed side by side and answers of one
-    task in turn, except that one which is streamed (`generate`) ends in a UsageError when another answer of
-    its task is begun before it is read. `use` is meant for all threads: those that ask for different tasks
-    name theirs. A decoder that is used directly is for one thread.
+    task in turn. One that is streamed (`generate`) has a conversation of its own until it ends or is closed,
+    so that others may be begun and read in between. `use` is meant for all threads: those that ask for
+    different tasks name theirs. A decoder that is used directly is for one thread, and a stream may be the
+    other: it then ends in a UsageError.
 
     Attributes:
         manifest: the bundle's verified manifest.
@@ -156,10 +140,15 @@ class Assistant:
             )
             self._chat = Chat(directory)
             self._constraint = constraint.result()
-            self._tasks = Tasks(base.result())
+            model = base.result()
         self._prefix = self._common_prefix(limits.context)
+
+        def saved(adapter: Adapter | None) -> PrefixCache | None:
+            return None if cache is None else PrefixCache(cache, manifest, adapter, threads)
+
+        self._tasks = Tasks(model, self._prefix, saved)
         if self._prefix:
-            self._hold_prefix(self._tasks.lane(None))
+            self._tasks.lane(None).hold([self._prefix])
         for entry in manifest.adapters or ():
             self._tasks.add(self._listed(entry))
         give_back()  # what reading the graph, the tokenizer and the grammar took for a while
@@ -212,7 +201,7 @@ class Assistant:
         if self.manifest.exporter == "optimum":
             return GrowingDecoder(self._directory, limits.context, limits.vocabulary, threads, provider, spin)
         packed = None
-        if cache is not None and provider == "cpu":
+        if cache is not None:
             parts = tuple(files[name].sha256 for name in ("model.onnx", "model.onnx.data") if name in files)
             packed = packed_graph(cache, self._directory, parts)
         return Decoder(self._directory, limits.context, limits.vocabulary, threads, provider, spin, packed)
@@ -259,6 +248,8 @@ class Assistant:
         max_new_tokens: int = 256,
         constrained: bool = True,
         task: str | Used | None = Used.TASK,
+        deadline_s: float | None = None,
+        cancel: Event | None = None,
     ) -> CallResult:
         """Turn an utterance into function calls.
 
@@ -268,15 +259,19 @@ class Assistant:
             constrained: whether the grammar of the tools limits every token. Without it the model may say
                 anything, and an answer that is not valid calls is an error.
             task: whose adapter answers; None: the bare base; without it, the task in use.
+            deadline_s: seconds that the answer may take, waiting for its turn included.
+            cancel: stops the answer once it is set, by another thread.
 
         Raises:
             TaskError: there is no such task.
+            DeadlineError: the answer was not there in time. The assistant answers the next one.
+            CancelledError: `cancel` was set. Either is noticed before the next run of the model.
             PromptError: the utterance is empty, contains a control token, or does not fit the context.
             DataError: the answer was cut off, or (unconstrained) is not a list of valid calls. There is
                 never a partly valid result.
             InferenceError: the model's numbers are not finite.
         """
-        answer = self.answer(utterance, max_new_tokens, constrained, task)
+        answer = self.answer(utterance, max_new_tokens, constrained, task, deadline_s, cancel)
         if not answer.complete:
             raise DataError(
                 f"the answer was cut off after {len(answer.tokens)} tokens, so it is not a valid call; "
@@ -293,29 +288,38 @@ class Assistant:
         max_new_tokens: int = 256,
         constrained: bool = True,
         task: str | Used | None = Used.TASK,
+        deadline_s: float | None = None,
+        cancel: Event | None = None,
     ) -> Answer:
         """The text that `call` reads, whatever it is worth: for measuring how often it is valid.
 
         Raises:
             TaskError: as `call`.
+            DeadlineError: as `call`.
+            CancelledError: as `call`.
             PromptError: as `call`.
             InferenceError: the model's numbers are not finite.
         """
-        started = time.perf_counter()
+        watch, stopping = Stopwatch(), Stopping(deadline_s, cancel)
         prompt = self.prompt(utterance)
-        grammar = self._constraint.begin(self._chat.tokenizer) if constrained else None
+        room = self._room(prompt, max_new_tokens)
+        grammar = None
+        if constrained:
+            with watch.grammar:
+                grammar = self._constraint.begin(self._chat.tokenizer)
         tokens: list[int] = []
-        first = started
-        with self._tasks.answering(task) as lane, lane.lock:
-            for step in self._decode(lane, prompt, max_new_tokens, GREEDY, grammar):
-                first = first if tokens else time.perf_counter()
+        with self._tasks.answering(task, alone=False) as lane, stopping.holding(lane.lock):
+            steps = new_tokens(
+                lane, self._pieces(prompt, ()), room, GREEDY, grammar, self._stop, stopping, watch
+            )
+            for step in steps:
+                watch.said()
                 tokens += step
             prefix = lane.prefix_tokens
-        ended = time.perf_counter()
         complete = tokens[-1] in self._stop
         said = tuple(tokens[:-1] if complete else tokens)
-        timing = Timing(len(prompt), len(said), (first - started) * 1000, (ended - started) * 1000, prefix)
-        return Answer(self._chat.text(said), said, complete, timing)
+        text = self._chat.text(said)
+        return Answer(text, said, complete, watch.timing(len(prompt), len(said), prefix))
 
     def generate(
         self,
@@ -323,72 +327,68 @@ class Assistant:
         max_new_tokens: int = 256,
         sampling: Sampling = GREEDY,
         task: str | Used | None = Used.TASK,
+        deadline_s: float | None = None,
+        cancel: Event | None = None,
     ) -> Iterator[str]:
         """Answer a conversation in pieces of text, never half a character.
 
         The messages are checked at once; the answer is computed as it is read. It ends at a stop token,
-        after `max_new_tokens`, or where the context is full. Its task is the one that is in use now.
+        after `max_new_tokens`, where the context is full, or when it is closed. Its task is the one that is
+        in use now. A conversation that goes on where the last one ended is computed from there.
+
+        Args:
+            messages: the turns; the last is not the assistant's.
+            max_new_tokens: longest answer.
+            sampling: how tokens are chosen.
+            task: whose adapter answers, as in `call`.
+            deadline_s: seconds from now that reading the whole answer may take.
+            cancel: stops the answer once it is set, by another thread.
 
         Raises:
             TaskError: there is no such task; or while reading, it was removed before the first piece.
             PromptError: no messages, a malformed one, a control token in one, or too long for the context.
-            UsageError: while reading, when another answer of the task or its decoder was used in between.
+            DeadlineError: while reading, the time is up. The pieces until then stay true.
+            CancelledError: while reading, `cancel` was set.
+            UsageError: while reading, when its decoder was used in between.
             InferenceError: while reading, the model's numbers are not finite.
         """
+        stopping = Stopping(deadline_s, cancel)
         prompt = self._chat.prompt(messages, self._shown)
-        self._room(prompt, max_new_tokens)
+        room = self._room(prompt, max_new_tokens)
         named = self._tasks.used if isinstance(task, Used) else task
         self._tasks.lane(named)
-        return self._pieces(prompt, max_new_tokens, sampling, named)
+        return self._stream(self._pieces(prompt, messages), room, sampling, named, stopping)
 
-    def _pieces(
-        self, prompt: list[int], max_new_tokens: int, sampling: Sampling, task: str | None
+    def _stream(
+        self,
+        pieces: list[list[int]],
+        room: int,
+        sampling: Sampling,
+        task: str | None,
+        stopping: Stopping,
     ) -> Iterator[str]:
-        stream = self._chat.stream()
-        with self._tasks.answering(task) as lane:
-            steps = self._decode(lane, prompt, max_new_tokens, sampling, None)
-            while True:
-                with lane.lock:  # a step at a time: nobody knows when the reader comes back
-                    step = next(steps, None)
-                if step is None:
-                    return
+        stream, watch = self._chat.stream(), Stopwatch()
+        with self._tasks.answering(task, alone=True) as lane:
+            for step in new_tokens(lane, pieces, room, sampling, None, self._stop, stopping, watch):
                 for token in step:
                     if token not in self._stop and (piece := stream.step(token)):
                         yield piece
 
-    def _decode(
-        self,
-        lane: Lane,
-        prompt: list[int],
-        max_new_tokens: int,
-        sampling: Sampling,
-        grammar: ConstrainedAnswer | None,
-    ) -> Iterator[list[int]]:
-        """New tokens in steps: a chosen one and those it forces. A last stop token is among them."""
-        decoder = lane.decoder
-        room = self._room(prompt, max_new_tokens)
-        random = np.random.default_rng(sampling.seed)
-        # What the grammar forces before the model has a say is fed with the prompt.
-        forced = grammar.forced()[:room] if grammar else []
-        logits = self._begin(lane, prompt + forced)
-        used, mark = len(forced), decoder.mark()
-        if used == room:
-            yield forced
-        while used < room:
-            if grammar:
-                token = choose_among(grammar.allowed(), logits, sampling, random)
-            else:
-                token = choose(logits, sampling, random)
-            step = (grammar.take(token) if grammar else [token])[: room - used]
-            expected = decoder.length
-            yield forced + step
-            forced = []
-            used += len(step)
-            if step[-1] in self._stop or used == room:
-                return
-            if decoder.length != expected or not decoder.holds(mark):
-                raise UsageError("another answer was begun before this one ended; read one answer at a time")
-            logits = decoder.feed(step)
+    def _pieces(self, prompt: list[int], messages: Sequence[Message]) -> list[list[int]]:
+        """A prompt cut behind what every prompt begins with, and where the assistant answered before.
+
+        What the model was fed for an earlier turn is a piece if the prompt begins with it; a template that
+        shows old turns in another way than the last one leaves none.
+        """
+        ends = [len(self._prefix)] if prompt[: len(self._prefix)] == self._prefix else []
+        for turn, message in enumerate(messages):
+            if turn and message["role"] == "assistant":
+                with suppress(PromptError):
+                    earlier = self._chat.prompt(messages[:turn], self._shown)
+                    if prompt[: len(earlier)] == earlier:
+                        ends.append(len(earlier))
+        cuts = sorted({0, *ends, len(prompt)})
+        return [prompt[start:end] for start, end in itertools.pairwise(cuts)]
 
     def _room(self, prompt: list[int], max_new_tokens: int) -> int:
         """How many new tokens an answer may have."""
@@ -402,30 +402,6 @@ class Assistant:
                 "answer included; shorten it"
             )
         return min(max_new_tokens, left)
-
-    def _begin(self, lane: Lane, tokens: list[int]) -> NDArray[np.float32]:
-        """Feed the tokens of a new conversation; logits (V,) after the last.
-
-        What every call begins with is kept in the cache. It is always fed on its own, also the first
-        time: with activations quantized over the tokens of one run, the pieces a prompt is fed in show in
-        the logits, and an answer must not depend on what was asked before it.
-        """
-        prefix = self._prefix
-        lane.prefix_tokens = 0
-        if not prefix or tokens[: len(prefix)] != prefix:
-            lane.decoder.reset()
-            return lane.decoder.feed(tokens)
-        self._hold_prefix(lane)
-        return lane.decoder.feed(tokens[len(prefix) :])
-
-    def _hold_prefix(self, lane: Lane) -> None:
-        """Leave a lane with just the common prefix in its cache."""
-        if lane.mark is None or not lane.decoder.holds(lane.mark):
-            lane.decoder.reset()
-            lane.decoder.feed(self._prefix)
-            lane.mark = lane.decoder.mark()
-            lane.prefix_tokens = len(self._prefix)
-        lane.decoder.rewind(len(self._prefix))
 
     def _common_prefix(self, context: int) -> list[int]:
         """The tokens that begin the prompt of every utterance: system prompt, tools, the user's header."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 from threading import Lock
+from typing import Any
 
 import numpy as np
 import onnxruntime
@@ -67,6 +68,10 @@ class Decoder:
         other._start(self._model, self.context, self.vocabulary, adapter)
         return other
 
+    def another(self) -> Decoder:
+        """An empty conversation of its own over the same session, with the same adapter."""
+        return self.beside(self.adapter)
+
     def _start(self, model: _Model, context: int, vocabulary: int, adapter: Adapter | None) -> None:
         self._model = model
         self.context = context
@@ -81,7 +86,8 @@ class Decoder:
         self._mask = np.zeros((1, context), np.int64)
         self._logits = np.zeros((1, 1, vocabulary), np.float32)
         self._token = np.zeros((1, 1), np.int64)
-        self._buffers = model.empty_caches(context)
+        self._arrays = model.empty_caches(context)
+        self._buffers = model.values(self._arrays)
         # Decoding binds its one token once; a chunk of another length binds its own input each time.
         self._one = self._bind(self._buffers, self._mask)
         self._many = self._bind(self._buffers, self._mask)
@@ -133,7 +139,9 @@ class Decoder:
         binding = self._model.session.io_binding()
         binding.bind_cpu_input("input_ids", ids[None])
         binding.bind_cpu_input("attention_mask", np.ones((1, ids.size), np.int64))
-        caches = self._model.empty_caches(ids.size)  # a binding only points to their memory
+        caches = self._model.values(
+            self._model.empty_caches(ids.size)
+        )  # a binding only points to their memory
         self._bind_values(binding, caches)
         binding.bind_output("hidden_states", "cpu", 0, hidden.dtype, hidden.shape, hidden.ctypes.data)
         self._run(binding)
@@ -158,6 +166,23 @@ class Decoder:
     def reset(self) -> None:
         """Start an empty conversation."""
         self.rewind(0)
+
+    def layout(self, length: int) -> list[tuple[tuple[int, int, int], np.dtype[Any]]]:
+        """Shape (K, length, D) and type of what `cached` gives."""
+        return [((array.shape[1], length, array.shape[3]), array.dtype) for array in self._arrays.values()]
+
+    def cached(self, length: int) -> list[NDArray[np.generic]]:
+        """Keys and values (K, length, D) of the first tokens, layer by layer, as they lie on a CPU."""
+        return [array[0, :, :length] for array in self._arrays.values()]
+
+    def restore(self, values: Sequence[NDArray[np.generic]]) -> None:
+        """Begin a conversation with tokens whose keys and values `cached` gave."""
+        self.reset()
+        length = values[0].shape[1]
+        for array, value in zip(self._arrays.values(), values, strict=True):
+            array[0, :, :length] = value
+        self._mask[0, :length] = 1
+        self._conversation.length = length
 
     def mark(self) -> Mark:
         """Remember this point of the conversation (`Conversation.mark`)."""
@@ -226,7 +251,7 @@ class _Model:
                 self._head = open_session(self._directory / "head.onnx", *self._options)
             return self._head
 
-    def empty_caches(self, length: int) -> dict[str, onnxruntime.OrtValue]:
+    def empty_caches(self, length: int) -> dict[str, NDArray[np.generic]]:
         """Caches (1, K, length, D), each layer's keys and values; a page costs nothing until written."""
         caches = {}
         for name, value in self._caches.items():
@@ -235,6 +260,12 @@ class _Model:
                     f"model.onnx keeps {name} as {value.type}; this runtime knows float and float16"
                 )
             _, heads, _, size = value.shape
-            empty = zeros((1, heads, length, size), _DTYPES[value.type])
-            caches[name] = onnxruntime.OrtValue.ortvalue_from_numpy(empty, self.provider)
+            caches[name] = zeros((1, heads, length, size), _DTYPES[value.type])
         return caches
+
+    def values(self, caches: dict[str, NDArray[np.generic]]) -> dict[str, onnxruntime.OrtValue]:
+        """Caches where the model runs: on a CPU, the arrays' own memory."""
+        return {
+            name: onnxruntime.OrtValue.ortvalue_from_numpy(array, self.provider)
+            for name, array in caches.items()
+        }

@@ -14,6 +14,9 @@ The exit code is an attribute of the class, so a command line maps an error to i
     │   ├── AdapterError          3   an adapter is not understood or belongs to another base
     │   ├── TrainingError         3   training cannot go on (a non-finite loss, W0 changed)
     │   └── ExportError           3   a checkpoint cannot be expressed as a graph
+    ├── StoppedError              1   an answer was stopped before its end
+    │   ├── DeadlineError         1   it took longer than it may
+    │   └── CancelledError        1   somebody said so
     ├── GateError                 4   evidence did not meet a threshold
     └── BundleError               5   a bundle is missing, damaged, altered or unsupported
         └── InferenceError        5   a verified bundle produced non-finite numbers
@@ -77,6 +80,18 @@ class TrainingError(StageError):
 
 class ExportError(StageError):
     """A checkpoint cannot be expressed as a graph."""
+
+
+class StoppedError(CockpitError):
+    """An answer was stopped before its end; whoever was asked answers the next one."""
+
+
+class DeadlineError(StoppedError):
+    """An answer took longer than it may."""
+
+
+class CancelledError(StoppedError):
+    """An answer was told to stop."""
 
 
 class GateError(CockpitError):

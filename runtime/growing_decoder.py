@@ -9,8 +9,10 @@ Shapes: S tokens fed at once, P tokens before, V the vocabulary, K key/value hea
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnxruntime
@@ -49,7 +51,6 @@ class GrowingDecoder:
         self.context = context
         self.vocabulary = vocabulary
         self.provider = provider
-        self._conversation = Conversation(context, vocabulary)
         inputs = {value.name: value for value in self._session.get_inputs()}
         self._empty: Caches = {}
         for name, value in inputs.items():
@@ -66,6 +67,16 @@ class GrowingDecoder:
             )
         self._has_positions = "position_ids" in inputs
         self._outputs = ["logits", *(name.replace(_PAST, _PRESENT) for name in self._empty)]
+        self._start()
+
+    def another(self) -> GrowingDecoder:
+        """An empty conversation of its own over the same session."""
+        other = copy.copy(self)
+        other._start()
+        return other
+
+    def _start(self) -> None:
+        self._conversation = Conversation(self.context, self.vocabulary)
         self._caches = self._empty
 
     @property
@@ -117,6 +128,24 @@ class GrowingDecoder:
     def reset(self) -> None:
         """Start an empty conversation."""
         self.rewind(0)
+
+    def layout(self, length: int) -> list[tuple[tuple[int, int, int], np.dtype[Any]]]:
+        """As `Decoder.layout`."""
+        shapes = [(cache.shape(), cache.numpy().dtype) for cache in self._empty.values()]
+        return [((shape[1], length, shape[3]), dtype) for shape, dtype in shapes]
+
+    def cached(self, length: int) -> list[NDArray[np.generic]]:
+        """As `Decoder.cached`."""
+        return [cache.numpy()[0, :, :length] for cache in self._caches.values()]
+
+    def restore(self, values: Sequence[NDArray[np.generic]]) -> None:
+        """As `Decoder.restore`."""
+        self.reset()
+        self._caches = {
+            name: onnxruntime.OrtValue.ortvalue_from_numpy(np.array(value[None]))
+            for name, value in zip(self._caches, values, strict=True)
+        }
+        self._conversation.length = values[0].shape[1]
 
     def mark(self) -> Mark:
         """Remember this point of the conversation (`Conversation.mark`)."""

@@ -11,7 +11,6 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-import platform
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -21,27 +20,13 @@ from pathlib import Path
 import onnxruntime
 
 from runtime.kept import discard, identity, keep, read_kept, sync
+from runtime.processor import processor
 from runtime.session import first_line
 
 _LOG = logging.getLogger(__name__)
 _GRAPH, _DATA, _RECORD = "model.onnx", "model.onnx.data", "packed.json"
 _SMALLEST = 1024
 """Bytes of the smallest tensor that lies in the data file and not in the graph's own."""
-_PROCESSOR = (
-    "vendor_id",
-    "cpu family",
-    "model",
-    "model name",
-    "stepping",
-    "flags",
-    "Features",
-    "CPU implementer",
-    "CPU architecture",
-    "CPU variant",
-    "CPU part",
-    "CPU revision",
-)
-"""What /proc/cpuinfo says of a processor and not of its present state; x86 and Arm."""
 
 
 def packed_graph(cache: Path, directory: Path, digests: tuple[str, ...]) -> Path | None:
@@ -73,22 +58,6 @@ def packed_graph(cache: Path, directory: Path, digests: tuple[str, ...]) -> Path
         if old != place and isinstance(record, dict) and record.get("bundle") == str(directory.resolve()):
             discard(old)
     return place / _GRAPH
-
-
-def processor() -> list[str]:
-    """What the order of packed weights may depend on."""
-    return [platform.system(), platform.machine(), platform.processor(), *_cpuinfo()]
-
-
-def _cpuinfo() -> Iterator[str]:
-    try:
-        text = Path("/proc/cpuinfo").read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError):
-        return
-    for line in text.split("\n\n")[0].splitlines():
-        name, _, value = line.partition(":")
-        if name.strip() in _PROCESSOR:
-            yield f"{name.strip()}:{value.strip()}"
 
 
 @contextmanager

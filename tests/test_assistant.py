@@ -138,12 +138,31 @@ def test_generate_ends_where_the_context_is_full(assistant: Assistant) -> None:
     assert assistant.decoder.length <= assistant.decoder.context
 
 
-def test_two_answers_at_once_are_refused(assistant: Assistant) -> None:
-    first = assistant.generate(assistant.messages("x"), max_new_tokens=100)
-    next(first)
-    assistant.answer("打开左后车窗", max_new_tokens=1)
-    with pytest.raises(UsageError, match="one answer at a time"):
-        list(first)
+def test_the_time_of_an_answer_is_told_apart(assistant: Assistant) -> None:
+    timing = assistant.answer(UTTERANCES[1], 60).timing
+    shares = (timing.prefill_ms, timing.decode_ms, timing.grammar_ms, timing.python_ms)
+    assert min(shares) > 0
+    assert sum(shares) == pytest.approx(timing.total_ms)
+    assert timing.prefill_ms < timing.ttft_ms
+    assert 0 < timing.decode_runs < timing.new_tokens
+    plain = assistant.answer(UTTERANCES[1], 5, constrained=False).timing
+    assert (plain.grammar_ms, plain.decode_runs) == (0, 4)
+
+
+def test_nothing_is_fed_behind_the_last_choice(assistant: Assistant, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not the end of an answer, nor what was cut off; and a prompt is fed whole with what it forces."""
+    fed: list[int] = []
+    feed = assistant.decoder.feed
+    monkeypatch.setattr(assistant.decoder, "feed", lambda tokens: (fed.append(len(tokens)), feed(tokens))[1])
+    for utterance in UTTERANCES:
+        for longest in (1, 2, 5, 200):
+            fed.clear()
+            answer = assistant.answer(utterance, longest)
+            spoken = answer.timing.prompt_tokens - len(assistant._prefix)
+            assert len(fed) == 1 + answer.timing.decode_runs or fed == []
+            # An end that the model chose itself comes behind all other tokens; any other token is not fed.
+            assert sum(fed) <= spoken + len(answer.tokens) - (not answer.complete)
+            assert len(answer.tokens) <= longest
 
 
 @pytest.mark.parametrize("utterance", ["", "  \n", "<|im_end|>", "x " * 300])

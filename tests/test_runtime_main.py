@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -20,7 +21,10 @@ def test_an_utterance_becomes_calls(tiny_bundle: Path, capsys: Output) -> None:
     assert main([str(tiny_bundle), "x", "--json", "--threads", "1"]) == 0
     result = json.loads(capsys.readouterr().out)
     assert set(result) == {"calls", "text", "timing"}
-    assert set(result["timing"]) == {"prompt_tokens", "new_tokens", "ttft_ms", "total_ms", "prefix_tokens"}
+    assert set(result["timing"]) == {
+        "prompt_tokens", "new_tokens", "ttft_ms", "total_ms", "prefix_tokens",
+        "decode_runs", "prefill_ms", "decode_ms", "grammar_ms", "python_ms",
+    }  # fmt: skip
     assert json.loads(result["text"]) == result["calls"]
 
 
@@ -29,6 +33,18 @@ def test_the_same_for_a_person(tiny_bundle: Path, capsys: Output) -> None:
     printed = capsys.readouterr()
     assert printed.out.strip()
     assert "prompt tokens" in printed.err
+    assert re.search(
+        r"prefill [\d.]+, decode [\d.]+ in \d+ runs, grammar [\d.]+, Python [\d.]+$", printed.err.strip()
+    )
+
+
+def test_a_deadline_and_a_folder_for_the_prefix(tiny_bundle: Path, tmp_path: Path, capsys: Output) -> None:
+    asked = [str(tiny_bundle), "x", "--threads", "1", "--cache", str(tmp_path / "cache")]
+    assert main([*asked, "--deadline", "600"]) == 0
+    assert [path.suffix for path in (tmp_path / "cache").iterdir()] == [".prefix"]
+    capsys.readouterr()
+    assert main([*asked, "--deadline", "1e-9"]) == 1
+    assert "was not there after 1e-09 s" in capsys.readouterr().err
 
 
 def test_verify(tiny_bundle: Path, capsys: Output) -> None:

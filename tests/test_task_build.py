@@ -22,9 +22,10 @@ from pipeline.stages import Origin
 from pipeline.task_build import BuiltTasks, build_tasks
 from runtime.assistant import Assistant
 from runtime.errors import ConfigError, GateError, TaskError, UsageError
+from runtime.lane import Lane
 from runtime.manifest import verify
 from runtime.report import read_report
-from runtime.tasks import Lane, Tasks, Used
+from runtime.tasks import Tasks, Used
 
 ANSWERS = {
     "train": {
@@ -281,12 +282,12 @@ def test_an_adapter_of_another_task_is_found_out(
 ) -> None:
     """The chain compares what the bundle answers with the task's own PEFT model, not with some adapter."""
 
-    def swapped(self: Tasks, task: str | Used | None) -> Lane:
+    def swapped(self: Tasks, task: str | Used | None) -> list[Lane]:
         name = self._used if isinstance(task, Used) else task
         other = {"climate": "windows", "windows": "climate"}.get(name or "", name)
         return self._lanes[None if other is None else self._adapters[other].digest]
 
-    monkeypatch.setattr(Tasks, "_lane", swapped)
+    monkeypatch.setattr(Tasks, "_of", swapped)
     with pytest.raises(GateError) as caught:
         build_tasks(settings(project), runs, Recorder(), rebuild=frozenset({"evidence-climate"}))
     assert 'task "climate"' in str(caught.value)
@@ -378,13 +379,13 @@ def test_switching_leaves_no_trace(assistant: Assistant) -> None:
 def test_an_answer_from_another_tasks_cache_is_a_difference(
     assistant: Assistant, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    plain, asked = Tasks._lane, []
+    plain, asked = Tasks._of, []
 
-    def astray(self: Tasks, task: str | Used | None) -> Lane:
+    def astray(self: Tasks, task: str | Used | None) -> list[Lane]:
         asked.append(task)
         return plain(self, "climate" if len(asked) > 20 else task)
 
-    monkeypatch.setattr(Tasks, "_lane", astray)
+    monkeypatch.setattr(Tasks, "_of", astray)
     found = switching(assistant, ["set the driver side to 22 degrees"], silent)
     assert found.different > 0
     assert "after" in found.first_difference
