@@ -39,6 +39,7 @@ class Constraint:
             raise BundleError(f"constrained decoding cannot use tokenizer.json: {error}") from error
         self._start = LLMatcher(self._tokens, grammar)
         self._stop_tokens = tuple(stop_tokens)
+        self._spelling: Spelling | None = None
         if self._start.is_error():
             raise BundleError(f"the grammar of tools.json is refused: {self._start.get_error()}")
         first = self._start.deep_copy()
@@ -47,9 +48,9 @@ class Constraint:
 
     def begin(self, tokenizer: Tokenizer) -> ConstrainedAnswer:
         """A new answer, nothing said yet; `tokenizer` is of the text that the constraint was compiled for."""
-        return ConstrainedAnswer(
-            self._start.deep_copy(), Spelling(tokenizer, self._tokens, self._stop_tokens), self._stop_tokens
-        )
+        if self._spelling is None:
+            self._spelling = Spelling(tokenizer, self._tokens, self._stop_tokens)
+        return ConstrainedAnswer(self._start.deep_copy(), self._spelling, self._stop_tokens)
 
 
 class ConstrainedAnswer:

@@ -14,7 +14,7 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 from llguidance import LLMatcher, LLTokenizer
 from numpy.typing import NDArray
-from tokenizers import Tokenizer
+from tokenizers import Encoding, Tokenizer
 
 _MANY_TOKENS = 512
 """Where as many may follow, what follows is free text, and any character may begin it."""
@@ -23,9 +23,13 @@ _BRANCHES = 3
 _AHEAD = 2
 """How often branches are followed into branches."""
 
+_REMEMBERED = 4096
+"""Beginnings of answers, and words with what may follow, of which it is remembered what was found: calls of a
+car begin alike, and what is found depends on them alone."""
+
 
 class Spelling:
-    """Spells what a grammar forces."""
+    """Spells what one grammar forces. For several threads at once."""
 
     def __init__(self, tokenizer: Tokenizer, tokens: LLTokenizer, stop_tokens: Sequence[int]) -> None:
         """Take one tokenizer in two forms: the one that training had, and the grammar's."""
@@ -33,6 +37,8 @@ class Spelling:
         self._tokens = tokens
         self._stop_tokens = frozenset(stop_tokens)
         self._stop_token = stop_tokens[0]
+        self._boundaries: dict[tuple[str, str], bool] = {}
+        self._forced: dict[tuple[int, ...], tuple[int, ...]] = {}
 
     def forced(self, matcher: LLMatcher, said: list[int]) -> list[int]:
         """The tokens that every answer goes on with which is spelt as in training.
@@ -44,6 +50,14 @@ class Spelling:
         Returns:
             Token ids, the last a stop token where the answer must end behind them.
         """
+        known = self._forced.get(tuple(said))
+        if known is None:
+            known = tuple(self._find_forced(matcher, said))
+            if len(self._forced) < _REMEMBERED:
+                self._forced[tuple(said)] = known
+        return list(known)
+
+    def _find_forced(self, matcher: LLMatcher, said: list[int]) -> list[int]:
         common: list[int] | None = None
         text = self._tokenizer.decode(said, skip_special_tokens=False)
         for spelt in self._spellings(matcher.deep_copy(), text, _AHEAD):
@@ -70,9 +84,7 @@ class Spelling:
         if matcher.is_stopped():
             return
         follows = self._next_characters(matcher)
-        if follows is not None and all(
-            self._begins_a_word(character, text, spelt.ids) for character in follows
-        ):
+        if follows is not None and self._ends_a_word(text, spelt, follows):
             yield spelt.ids
         elif follows is None or len(follows) > _BRANCHES or not ahead:
             yield [
@@ -95,11 +107,25 @@ class Spelling:
         first = {self._tokens.decode_bytes([token])[:1] for token in words}
         return {byte.decode() for byte in first} if all(byte.isascii() for byte in first) else None
 
-    def _begins_a_word(self, character: str, text: str, ids: list[int]) -> bool:
-        """Whether a character behind a text leaves the text's own tokens as they are, whatever follows it."""
-        longer = self._tokenizer.encode(text + character, add_special_tokens=False)
-        at = len(ids)
-        return longer.ids[:at] == ids and (at == 0 or longer.word_ids[at] != longer.word_ids[at - 1])
+    def _ends_a_word(self, text: str, spelt: Encoding, follows: set[str]) -> bool:
+        """Whether any of the characters behind a text leaves its tokens as they are, for good.
+
+        A tokenizer decides that by the last word and the character, so each pair is looked at once.
+        """
+        if not spelt.ids:
+            return True
+        at, words = len(spelt.ids), spelt.word_ids
+        last = text[spelt.offsets[words.index(words[-1])][0] :]
+        for character in follows:
+            settled = self._boundaries.get((last, character))
+            if settled is None:
+                longer = self._tokenizer.encode(text + character, add_special_tokens=False)
+                settled = longer.ids[:at] == spelt.ids and longer.word_ids[at] != longer.word_ids[at - 1]
+                if len(self._boundaries) < _REMEMBERED:
+                    self._boundaries[last, character] = settled
+            if not settled:
+                return False
+        return True
 
 
 def allowed_tokens(matcher: LLMatcher) -> NDArray[np.int64]:
