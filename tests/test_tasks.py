@@ -20,6 +20,7 @@ import runtime
 from export.bundle import Description, package
 from runtime.adapters import Adapter
 from runtime.assistant import Assistant
+from runtime.decoder import Decoder
 from runtime.errors import BundleError, ExportError, TaskError
 from runtime.growing_decoder import GrowingDecoder
 from runtime.manifest import MANIFEST, verify
@@ -207,7 +208,9 @@ def test_an_adapter_may_lose_its_file(assistant: Assistant, files: dict[str, Pat
 
 def resident(assistant: Assistant, task: str) -> int:
     """Bytes of a task's adapter file that have memory in this process."""
-    adapter = assistant._tasks.lane(task).adapter
+    decoder = assistant._tasks.lane(task).decoder
+    assert isinstance(decoder, Decoder)
+    adapter = decoder.adapter
     assert adapter is not None
     assert adapter.pages is not None
     assert adapter.values
