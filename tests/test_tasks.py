@@ -206,12 +206,16 @@ def test_an_adapter_may_lose_its_file(assistant: Assistant, files: dict[str, Pat
     assert bits(assistant, "media") == before
 
 
-def resident(assistant: Assistant, task: str) -> int:
-    """Bytes of a task's adapter file that have memory in this process."""
+def bound(assistant: Assistant, task: str) -> Adapter:
     decoder = assistant._tasks.lane(task).decoder
     assert isinstance(decoder, Decoder)
-    adapter = decoder.adapter
-    assert adapter is not None
+    assert decoder.adapter is not None
+    return decoder.adapter
+
+
+def resident(assistant: Assistant, task: str) -> int:
+    """Bytes of a task's adapter file that have memory in this process."""
+    adapter = bound(assistant, task)
     assert adapter.pages is not None
     assert adapter.values
     whole = np.frombuffer(adapter.pages, np.uint8)
@@ -245,8 +249,7 @@ def test_factors_take_memory_while_their_task_is_in_use_or_answers(assistant: As
 
 def test_factors_may_leave_while_they_are_read(assistant: Assistant) -> None:
     expected = tokens(assistant, UTTERANCES[0], "climate")
-    adapter = assistant._tasks.lane("climate").adapter
-    assert adapter is not None
+    adapter = bound(assistant, "climate")
     with ThreadPoolExecutor(1) as pool:
         asked = [pool.submit(tokens, assistant, UTTERANCES[0], "climate") for _ in range(8)]
         while not all(answer.done() for answer in asked):
