@@ -57,7 +57,10 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--threads", type=int, default=2, help="threads of one operator (default 2)")
     parser.add_argument("--provider", choices=("cpu", "cuda"), default="cpu", help="where the model runs")
     parser.add_argument(
-        "--cache", type=Path, help="a directory of yours where what makes the next load faster is kept"
+        "--cache",
+        type=Path,
+        metavar="DIR",
+        help="a directory of yours where what makes the next load faster is kept",
     )
     parser.add_argument("--max-new-tokens", type=int, default=256, help="longest answer (default 256)")
     parser.add_argument(
@@ -66,9 +69,6 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--task", help="answer with this task's adapter, in a bundle that has several")
     parser.add_argument(
         "--deadline", type=float, metavar="SECONDS", help="stop an answer that takes longer; exit code 1"
-    )
-    parser.add_argument(
-        "--cache", type=Path, metavar="DIR", help="keep what every prompt begins with computed in a folder"
     )
     parser.add_argument("--verify", action="store_true", help="check every file's digest and stop")
     parser.add_argument("--bench", action="store_true", help="measure load, first token, tokens, memory")
