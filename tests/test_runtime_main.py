@@ -41,7 +41,7 @@ def test_the_same_for_a_person(tiny_bundle: Path, capsys: Output) -> None:
 def test_a_deadline_and_a_folder_for_the_prefix(tiny_bundle: Path, tmp_path: Path, capsys: Output) -> None:
     asked = [str(tiny_bundle), "x", "--threads", "1", "--cache", str(tmp_path / "cache")]
     assert main([*asked, "--deadline", "600"]) == 0
-    assert [path.suffix for path in (tmp_path / "cache").iterdir()] == [".prefix"]
+    assert len(list((tmp_path / "cache").glob("*.prefix"))) == 1
     capsys.readouterr()
     assert main([*asked, "--deadline", "1e-9"]) == 1
     assert "was not there after 1e-09 s" in capsys.readouterr().err
