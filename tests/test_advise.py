@@ -9,12 +9,15 @@ from io import StringIO
 from pathlib import Path
 
 import pytest
+import sample_report
 from rich.console import Console
 from test_build import project as project  # a fixture
+from test_report_html import Page
 
 from pipeline import cli
-from pipeline.advise.advice import Advice, Setting, advise, break_even
-from pipeline.advise.bundles import Bundles, TaskAdapter, write_bundles
+from pipeline.advise.advice import FILE, Advice, Setting, TaskAdapter, advice_of
+from pipeline.advise.bundles import Bundles, write_bundles
+from pipeline.advise.compare import advise, break_even
 from pipeline.advise.contender import Ready, Times
 from pipeline.advise.measure import Measured, measure
 from pipeline.advise.page import page, table
@@ -23,11 +26,13 @@ from pipeline.advise.text import UNMEASURED, reasons
 from pipeline.claims import guide
 from pipeline.config import Config
 from pipeline.config_file import load_config
+from pipeline.evidence.admission import write_report
 from pipeline.evidence.latency import this_machine
+from pipeline.evidence.report.html import draw
 from pipeline.stage import Progress
 from runtime.errors import ConfigError, StageError, UsageError
 from runtime.manifest import verify
-from runtime.report import from_json, to_json
+from runtime.report import Report, from_json, to_json
 from runtime.sites import read_adapter_record
 
 TASKS = """
@@ -161,8 +166,101 @@ def test_the_page_says_all_of_it_in_both_languages(recorded: Recorded) -> None:
     assert all(row.english.split()[0] in shown.getvalue() for row in advice.rows)
 
 
+def of_task(advice: Advice) -> Report:
+    """The report of a build of the first task that was advised on."""
+    report = sample_report.admitted()
+    task = advice.tasks[0]
+    return replace(
+        report,
+        name=f"{advice.setting.name}-{task.name}",
+        lineage={"base": advice.setting.base},
+        gate=replace(report.gate, precision=advice.setting.precision),
+        training=replace(
+            report.training, method="lora", figures={"trainable_parameters": float(task.parameters)}
+        ),
+    )
+
+
+def test_the_record_lies_in_the_run(recorded: Recorded, project: Path) -> None:
+    advice = recorded[0]
+    run = project / "advise-runs" / advice.setting.name
+    assert from_json(Advice, (run / FILE).read_text(encoding="utf-8")) == advice
+    assert advice_of(run, of_task(advice)) == advice
+
+
+def test_advice_for_another_build_is_not_shown(recorded: Recorded, tmp_path: Path) -> None:
+    advice = recorded[0]
+    report = of_task(advice)
+    assert advice_of(tmp_path, report) is None
+    (tmp_path / FILE).write_text(to_json(advice), encoding="utf-8")
+    assert advice_of(tmp_path, report) == advice
+    training = replace(report.training, figures={"trainable_parameters": 1.0})
+    others = (
+        replace(report, name=f"{advice.setting.name}-weather"),
+        replace(report, name=advice.setting.name),
+        replace(report, lineage={"base": "0" * 64}),
+        replace(report, gate=replace(report.gate, precision="int4")),
+        replace(report, training=training),
+    )
+    assert [advice_of(tmp_path, other) for other in others] == [None] * 5
+    adalora = replace(training, method="adalora")
+    assert advice_of(tmp_path, replace(report, training=adalora)) == advice
+    elsewhere = replace(report, training=replace(training, method="", figures={}))
+    assert advice_of(tmp_path, elsewhere) == advice
+
+
+@pytest.mark.parametrize(("old", "new"), [('"schema_version": 1', '"schema_version": 2'), ('"rows"', '"r"')])
+def test_advice_that_cannot_be_read_is_not_shown(
+    recorded: Recorded, tmp_path: Path, old: str, new: str
+) -> None:
+    text = to_json(recorded[0])
+    assert text.count(old) == 1
+    (tmp_path / FILE).write_text(text.replace(old, new), encoding="utf-8")
+    assert advice_of(tmp_path, of_task(recorded[0])) is None
+
+
+def test_the_report_of_a_task_shows_it_in_both_languages(recorded: Recorded, tmp_path: Path) -> None:
+    advice = recorded[0]
+    (tmp_path / FILE).write_text(to_json(advice), encoding="utf-8")
+    write_report(of_task(advice), tmp_path / "report" / "climate")
+    texts = Page((tmp_path / "report" / "climate" / "report.html").read_text(encoding="utf-8")).texts
+    for language, drawn in (("en", texts["en"]), ("zh", texts["zh-Hans"])):
+        assert set(reasons(advice, language)) <= set(drawn)
+        assert {row.english if language == "en" else row.chinese for row in advice.rows} <= set(drawn)
+    assert len(texts["en"]) == len(texts["zh-Hans"])
+    said = [row.guide.claim.said for row in advice.rows if row.guide]
+    assert set(said) <= {text.strip() for text in texts["en"]}
+    assert "Merged for each task, or switched" not in draw(sample_report.admitted())
+
+
+def test_names_in_advice_are_text(recorded: Recorded) -> None:
+    advice = recorded[0]
+    machine = replace(advice.setting.machine, processor="<img src=x>")
+    row = replace(advice.rows[0], english="<img src=y>", chinese="<img src=y>")
+    evil = replace(advice, setting=replace(advice.setting, machine=machine), rows=(row, *advice.rows[1:]))
+    assert "<img" not in draw(of_task(advice), advice=evil)
+
+
+def test_reports_that_are_there_are_drawn_with_it(
+    recorded: Recorded, project: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    advice, runs = recorded[0], project / "advise-runs"
+    run = runs / advice.setting.name
+    mine, other = run / "report" / "climate", run / "report" / "window"
+    (run / FILE).unlink()
+    write_report(of_task(advice), mine)
+    write_report(replace(of_task(advice), name="another"), other)
+    before = (mine / "report.html").read_text(encoding="utf-8")
+    assert reasons(advice, "zh")[0] not in before
+    monkeypatch.setattr("pipeline.advise.record.advise", lambda *given: advice)
+    monkeypatch.setattr("pipeline.advise.record.measure", lambda *given: None)
+    record(with_tasks(project, TASKS), runs, None, silent)
+    assert reasons(advice, "zh")[0] in (mine / "report.html").read_text(encoding="utf-8")
+    assert reasons(advice, "zh")[0] not in (other / "report.html").read_text(encoding="utf-8")
+
+
 def test_one_task_is_enough(project: Path) -> None:
-    advice = record(with_tasks(project, ONE), project / "advise-runs", None, silent)
+    advice = record(with_tasks(project, ONE), project / "one-runs", None, silent)
     assert advice.memory_from is None
     assert advice.choice == "merged"
     assert advice.disk_from == 2

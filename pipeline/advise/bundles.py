@@ -17,6 +17,7 @@ from export.branches import Switchable
 from export.bundle import Description, answer_form, package
 from export.checkpoint import export_checkpoint
 from pipeline.adapter_config import AdapterConfig
+from pipeline.advise.advice import TaskAdapter
 from pipeline.config import Config, Train
 from pipeline.fingerprint import fingerprint
 from pipeline.provenance import file_digest
@@ -25,23 +26,6 @@ from pipeline.training.targets import ALL_LINEAR
 from runtime.errors import ConfigError
 from runtime.manifest import Lineage
 from runtime.sites import ADAPTER_SUFFIX, Belonging, Sites, read_sites, record_name
-
-
-@dataclass(frozen=True)
-class TaskAdapter:
-    """The random adapter of one task.
-
-    Attributes:
-        name: of the task.
-        rank: largest of one weight's update.
-        parameters: numbers in all factors.
-        file_bytes: of the adapter's file and its record.
-    """
-
-    name: str
-    rank: int
-    parameters: int
-    file_bytes: int
 
 
 @dataclass(frozen=True)

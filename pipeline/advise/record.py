@@ -1,4 +1,4 @@
-"""From a config with tasks to its advice: base, bundles, measurements, and a page for people."""
+"""From a config with tasks to its advice: base, bundles, measurements, a record, and pages for people."""
 
 from __future__ import annotations
 
@@ -6,22 +6,27 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from pipeline import stages
-from pipeline.advise.advice import Advice, Setting, advise
+from pipeline.advise.advice import FILE, Advice, Setting, advice_of
 from pipeline.advise.bundles import write_bundles
+from pipeline.advise.compare import advise
 from pipeline.advise.measure import measure
 from pipeline.advise.page import page
 from pipeline.config import Config
+from pipeline.evidence.admission import write_report
 from pipeline.evidence.latency import this_machine
 from pipeline.stage import Artifact, Progress, locked, run_stage
 from pipeline.stages import Plan
 from runtime.errors import StageError, UsageError
+from runtime.report import read_report, to_json
 
 NEW_TOKENS = 16
 """Decoded behind the prompt that is timed."""
 
 
 def record(config: Config, runs: Path, out: Path | None, progress: Progress) -> Advice:
-    """Measure both forms of a config's tasks.
+    """Measure both forms of a config's tasks, and write down what was found.
+
+    advice.json lies in the run's folder, and the reports of the tasks that are there are drawn anew with it.
 
     Args:
         config: with at least one task.
@@ -31,7 +36,7 @@ def record(config: Config, runs: Path, out: Path | None, progress: Progress) -> 
 
     Raises:
         UsageError: a build is using the store, or `out` is no place for a file.
-        StageError: a measuring process stopped or hangs, or the page cannot be written.
+        StageError: a measuring process stopped or hangs, or a file cannot be written.
         CockpitError: as the stages of base, data and calibration, and `write_bundles`.
     """
     if out is not None and (out.is_dir() or not out.parent.is_dir()):
@@ -70,10 +75,20 @@ def record(config: Config, runs: Path, out: Path | None, progress: Progress) -> 
             setting.threads,
             lambda done, total: progress("timing both forms", done, total),
         )
-    advice = advise(setting, bundles, found)
-    if out is not None:
-        _write(out, page(advice))
+        advice = advise(setting, bundles, found)
+        if out is not None:
+            _write(out, page(advice))
+        _keep(advice, runs / config.name)
     return advice
+
+
+def _keep(advice: Advice, run: Path) -> None:
+    run.mkdir(exist_ok=True)
+    _write(run / FILE, to_json(advice))
+    for file in sorted((run / "report").glob("*/report.json")):
+        report = read_report(file)
+        if advice_of(run, report) is not None:
+            write_report(report, file.parent)
 
 
 def _write(path: Path, text: str) -> None:

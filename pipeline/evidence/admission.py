@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from pipeline.advise.advice import advice_of
 from pipeline.claims.finding import claims_of
 from pipeline.config import Gate
 from pipeline.evidence.gate import judge
@@ -90,15 +91,15 @@ def assemble(
 def write_report(report: Report, folder: Path) -> None:
     """report.html, report.json and junit.xml, all three or none of them new.
 
-    The page also shows the claims.json that lies beside the folder, where there is one of these models.
+    The page also shows the claims.json that lies beside the folder, where there is one of these models, and
+    the advice.json of the run that the folder is a task's report in, where there is one of this adapter.
     """
     fresh = folder.with_name(f".partial-{folder.name}")
     shutil.rmtree(fresh, ignore_errors=True)
     fresh.mkdir(parents=True)
     (fresh / "report.json").write_text(to_json(report), encoding="utf-8")
-    (fresh / "report.html").write_text(
-        draw(report, claims_of(folder.parent, report.lineage)), encoding="utf-8"
-    )
+    claims, advice = claims_of(folder.parent, report.lineage), advice_of(folder.parent.parent, report)
+    (fresh / "report.html").write_text(draw(report, claims, advice), encoding="utf-8")
     (fresh / "junit.xml").write_text(junit(report.gate, report.name), encoding="utf-8")
     shutil.rmtree(folder, ignore_errors=True)
     fresh.rename(folder)

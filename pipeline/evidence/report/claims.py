@@ -11,11 +11,12 @@ from pipeline.claims.text import figure, interval
 from pipeline.evidence.report.words import Language
 from runtime.report import Verdict
 
-_KINDS: Mapping[finding.Verdict, Verdict] = {
+KINDS: Mapping[finding.Verdict, Verdict] = {
     "holds": "pass",
     "fails": "fail",
     "unmeasured": "inconclusive",
 }
+"""The verdict of a check that looks like it."""
 
 
 @dataclass(frozen=True)
@@ -45,7 +46,7 @@ def told(claims: Claims, language: Language) -> list[Told]:
             figure=figure(found),
             interval=interval(found),
             verdict=found.verdict,
-            kind=_KINDS[found.verdict],
+            kind=KINDS[found.verdict],
         )
         for found in claims.findings
     ]

@@ -14,9 +14,11 @@ from pathlib import Path
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
+from pipeline.advise.advice import Advice
 from pipeline.claims.finding import Claims
 from pipeline.evidence.report import figures
 from pipeline.evidence.report.accuracy import Accuracy, accuracy
+from pipeline.evidence.report.advice import Forms, forms
 from pipeline.evidence.report.banner import Banner, banner
 from pipeline.evidence.report.chain import Chain, chain
 from pipeline.evidence.report.charts import Chart, colour, gauge
@@ -45,10 +47,11 @@ class View:
     sizes: Chart
     training: list[Chart]
     claims: list[Told]
+    advice: Forms | None
 
 
-def draw(report: Report, claims: Claims | None = None) -> str:
-    """The page as text, to be written as UTF-8; with a section on the guide's claims where checked."""
+def draw(report: Report, claims: Claims | None = None, advice: Advice | None = None) -> str:
+    """The page as text, to be written as UTF-8; with sections on the guide's claims and on advice, if any."""
     environment = Environment(
         loader=FileSystemLoader(_HERE), autoescape=True, undefined=StrictUndefined, trim_blocks=True
     )
@@ -57,7 +60,7 @@ def draw(report: Report, claims: Claims | None = None) -> str:
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     return environment.get_template("template.html").render(
         report=report,
-        views=[_view(report, claims, language) for language in LANGUAGES],
+        views=[_view(report, claims, advice, language) for language in LANGUAGES],
         # Both are files of ours, not text of a report.
         style=Markup((_HERE / "style.css").read_text(encoding="utf-8")),
         script=Markup(script),
@@ -65,7 +68,7 @@ def draw(report: Report, claims: Claims | None = None) -> str:
     )
 
 
-def _view(report: Report, claims: Claims | None, language: Language) -> View:
+def _view(report: Report, claims: Claims | None, advice: Advice | None, language: Language) -> View:
     sizes = [(artifact, float(count), figures.size(count)) for artifact, count in report.sizes.items()]
     return View(
         language=language,
@@ -78,4 +81,5 @@ def _view(report: Report, claims: Claims | None, language: Language) -> View:
         sizes=bars(language, "sizes", sizes),
         training=training(report, language),
         claims=[] if claims is None else told(claims, language),
+        advice=None if advice is None else forms(advice, language),
     )

@@ -85,6 +85,21 @@ WORDS: Mapping[str, tuple[str, str]] = {
         " the page that cockpit claims --out writes says of what, and why.",
         "指南中每条可核查的说法，均以此基座与适配器计算或实测；对象与缘由见命令另存的页面。",
     ),
+    "advice": ("Merged for each task, or switched", "按任务合并，还是运行时切换"),
+    "advice.note": (
+        "What all tasks of this build cost as a merged bundle each and as one switchable bundle, measured by"
+        " cockpit advise with random adapters of their ranks, in {}, context {}, on {}, threads: {}."
+        " It says nothing of how right the answers are.",
+        "本次构建的全部任务，各自合并为一个部署包，或共用一个可切换部署包，两种形式的代价，用同秩的随机适配器"
+        "实测：{}，上下文 {}，{}，线程数 {}。不涉及回答是否正确。",
+    ),
+    "advice.merged": ("Merged", "合并"),
+    "advice.switchable": ("Switchable", "可切换"),
+    "advice.ratio": ("Switchable over merged", "可切换 / 合并"),
+    "advice.guide": ("The guide says", "指南的说法"),
+    "advice.disk": ("Disk, all tasks", "磁盘，全部任务"),
+    "advice.memory": ("Resident memory, all tasks ready", "常驻内存，全部任务就绪"),
+    "advice.update": ("Update of one task", "更新一个任务"),
     "provenance": ("What it is made of", "由何而来"),
     "figures": ("Figures", "数据"),
     # Table heads
@@ -324,6 +339,7 @@ NAMES: Mapping[str, tuple[str, str]] = {
     "adapter": ("adapter", "适配器"),
     "unmerged": ("unmerged", "未合并"),
     "merged": ("merged", "合并后"),
+    "switchable": ("switchable", "可切换"),
     "onnx": ("ONNX", "ONNX"),
     "candidate": ("candidate", "候选包"),
     "bundle": ("bundle", "部署包"),
