@@ -469,6 +469,7 @@ def advise(
     if settings.mode == "merged":  # what cannot be switched is refused as a switchable build refuses it
         settings = load_config(config, (*(overrides or ()), 'mode="switchable"'))
     # Heavy: a config that cannot be compared has been refused by now.
+    from pipeline.advise.advice import FILE
     from pipeline.advise.page import table
     from pipeline.advise.record import record
     from pipeline.advise.text import UNMEASURED, reasons
@@ -483,6 +484,7 @@ def advise(
     console.print(table(found))
     for line in (*reasons(found, "en"), UNMEASURED["en"]):
         console.print(line, highlight=False, markup=False)
+    console.print(f"advice: {runs / settings.name / FILE}", highlight=False)
 
 
 @app.command(epilog="Example: cockpit doctor --json")
