@@ -53,14 +53,16 @@ def new_tokens(
         with watch.grammar:
             forced = grammar.forced()[:room]
     used = len(forced)
-    if forced and (used == room or forced[-1] in stop_tokens):
-        yield forced
+    if forced and forced[-1] in stop_tokens:
+        yield forced  # there is one answer, whatever was said
         return
     stopping.check()
     with watch.prefill:
         logits = lane.begin([*pieces[:-1], [*pieces[-1], *forced]])
     mark = decoder.mark()
-    while True:
+    if used == room:
+        yield forced
+    while used < room:
         if grammar:
             with watch.grammar:
                 allowed = grammar.allowed()
@@ -75,7 +77,7 @@ def new_tokens(
         forced = []
         used += len(step)
         if step[-1] in stop_tokens or used == room:
-            return
+            return  # nothing is chosen behind it
         stopping.check()
         if decoder.length != expected or not decoder.holds(mark):
             raise UsageError(

@@ -159,7 +159,7 @@ def test_nothing_is_fed_behind_the_last_choice(assistant: Assistant, monkeypatch
             fed.clear()
             answer = assistant.answer(utterance, longest)
             spoken = answer.timing.prompt_tokens - len(assistant._prefix)
-            assert len(fed) == 1 + answer.timing.decode_runs or fed == []
+            assert len(fed) == 1 + answer.timing.decode_runs
             # An end that the model chose itself comes behind all other tokens; any other token is not fed.
             assert sum(fed) <= spoken + len(answer.tokens) - (not answer.complete)
             assert len(answer.tokens) <= longest
