@@ -19,7 +19,7 @@ text { font: 11px system-ui, "Segoe UI", Roboto, "Helvetica Neue", Arial, sans-s
 .paper { fill: #fbfaf7; } .grid { stroke: #e5e1d8; } .axis { stroke: #6a665f; }
 .path { fill: none; stroke-width: 1.5; } .own { stroke: #fbfaf7; }
 """
-_GUTTER, _RIGHT, _ROW = 150.0, 66.0, 19.0
+_GUTTER, _RIGHT, _ROW = 180.0, 66.0, 19.0
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,8 @@ def write(path: Path, width: float, height: float, title: str, note: str, parts:
     )
     style = Markup("<style>{}</style>").format(Markup(_STYLE + inks))
     drawing = svg.document("chart", width, height, title, note, [style, _paper(width, height), *parts])
-    named = str(drawing).replace("<svg ", f'<svg xmlns="http://www.w3.org/2000/svg" width="{width:g}" ', 1)
+    size = f'<svg xmlns="http://www.w3.org/2000/svg" width="{width:g}" height="{height:g}" '
+    named = str(drawing).replace("<svg ", size, 1)
     path.write_text(named + "\n", encoding="utf-8")
 
 

@@ -1,11 +1,12 @@
 """What an export costs by the size of the model: wall time and peak memory, beside llama.cpp's.
 
-    python benchmarks/export_cost.py --tokenizer runs/smollm2-135m/merged --chart docs/export-cost.svg \
-        --llama-cpp llama/llama.cpp --llama-quantize llama/build/bin/llama-quantize
+    python benchmarks/export_cost.py --tokenizer runs/smollm2-135m/merged --work work \
+        --llama-cpp llama/llama.cpp --llama-quantize llama/build/bin/llama-quantize \
+        --chart docs/export-cost.svg
 
-Of each shape it makes a bfloat16 checkpoint with random weights, exports it with `cockpit export`, and
-with llama.cpp's converter and quantizer, in turn, each in a process of its own. Prints a table for people,
-then one JSON line for machines.
+Of each shape it makes a bfloat16 checkpoint with random weights, or finds the one that it left in the work
+folder. `cockpit export`, and llama.cpp's converter and quantizer, then read it in turn, each in a process of
+its own. Prints a table for people, then one JSON line for machines.
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ import drawing
 from markupsafe import Markup
 from random_checkpoint import SHAPES, make
 
+from export.weights import Checkpoint
 from pipeline.evidence.latency import this_machine
 from pipeline.evidence.report import svg
 
@@ -59,8 +61,9 @@ def main() -> None:
     parser.add_argument("--tokenizer", type=Path, required=True, help="a Hugging Face folder that has one")
     parser.add_argument("--precision", choices=tuple(GGUF_TYPES), default="int4")
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--work", type=Path, help="where checkpoints and exports are made; 12 GB free")
+    parser.add_argument("--work", type=Path, required=True, help="where everything is made; 18 GB free")
     parser.add_argument("--llama-cpp", type=Path, help="llama.cpp's source, for its converter")
+    parser.add_argument("--llama-python", default=sys.executable, help="an interpreter that can run it")
     parser.add_argument("--llama-quantize", type=Path, help="the llama-quantize program")
     parser.add_argument("--chart", type=Path, help="an SVG to write")
     options = parser.parse_args()
@@ -70,9 +73,12 @@ def main() -> None:
     sizes = {}
     print(f"{'':14} {'parameters':>10} {'':>13} {'wall s':>7} {'peak MB':>8} {'written MB':>10}")
     for shape in options.shape or SHAPES:
+        checkpoint = options.work / shape
+        if not checkpoint.exists():
+            make(shape, options.tokenizer, checkpoint)
+        weights = Checkpoint(checkpoint)
+        sizes[shape] = sum(math.prod(weights.shape(name)) for name in weights.names)
         with tempfile.TemporaryDirectory(dir=options.work) as folder:
-            checkpoint = Path(folder) / "checkpoint"
-            sizes[shape] = make(shape, options.tokenizer, checkpoint)
             found[shape] = _measure(options, checkpoint, Path(folder))
         for tool, cost in found[shape].items():
             print(
@@ -99,11 +105,11 @@ def main() -> None:
 
 
 def _measure(options: argparse.Namespace, checkpoint: Path, folder: Path) -> dict[str, Cost]:
-    """The median cost of each tool over rounds in turn, after one that is not counted."""
+    """The median cost of each tool over rounds in turn."""
     tools: dict[str, Callable[[], Cost]] = {OURS: lambda: _ours(options, checkpoint, folder / "onnx")}
     if options.llama_cpp:
         tools[PEER] = lambda: _llama(options, checkpoint, folder / "gguf")
-    rounds = [{name: run() for name, run in tools.items()} for _ in range(options.rounds + 1)][1:]
+    rounds = [{name: run() for name, run in tools.items()} for _ in range(options.rounds)]
 
     def middle(name: str, figure: str) -> float:
         return float(statistics.median(getattr(costs[name], figure) for costs in rounds))
@@ -120,11 +126,28 @@ def _ours(options: argparse.Namespace, checkpoint: Path, out: Path) -> Cost:
 def _llama(options: argparse.Namespace, checkpoint: Path, out: Path) -> Cost:
     """Converted to bfloat16 as it is, then quantized: what llama.cpp's own documentation does."""
     out.mkdir()
+    checkpoint = _as_llama(checkpoint, out / "checkpoint")
     plain, small = out / "plain.gguf", out / "small.gguf"
     converter = options.llama_cpp / "convert_hf_to_gguf.py"
-    convert = [sys.executable, converter, checkpoint, "--outtype", "bf16", "--outfile", plain]
+    convert = [options.llama_python, converter, checkpoint, "--outtype", "bf16", "--outfile", plain]
     quantize = [options.llama_quantize, plain, small, GGUF_TYPES[options.precision]]
     return _cost([convert, [*quantize, len(os.sched_getaffinity(0))]], small)
+
+
+def _as_llama(checkpoint: Path, out: Path) -> Path:
+    """The same tensors under a Llama config.
+
+    llama.cpp's converter knows a tokenizer by what it makes of a text, and what transformers makes of
+    another model's tokenizer under a Qwen config is one that nobody published.
+    """
+    out.mkdir()
+    for file in checkpoint.iterdir():
+        (out / file.name).symlink_to(file.resolve())
+    config = json.loads((checkpoint / "config.json").read_bytes())
+    (out / "config.json").unlink()
+    llama = config | {"model_type": "llama", "architectures": ["LlamaForCausalLM"]}
+    (out / "config.json").write_text(json.dumps(llama), encoding="utf-8")
+    return out
 
 
 def _cost(commands: Sequence[Sequence[object]], written: Path) -> Cost:
@@ -144,7 +167,7 @@ def _cost(commands: Sequence[Sequence[object]], written: Path) -> Cost:
 
 
 def _draw(path: Path, precision: str, sizes: dict[str, int], found: dict[str, dict[str, Cost]]) -> None:
-    width, height = 720.0, 260.0
+    width, height = 720.0, 270.0
     seconds = {shape: {tool: cost.seconds for tool, cost in costs.items()} for shape, costs in found.items()}
     memory = {
         shape: {tool: cost.peak / 1e9 for tool, cost in costs.items()} for shape, costs in found.items()
@@ -170,7 +193,7 @@ def _panel(
     height: float,
 ) -> list[Markup]:
     """A line for each tool over the parameters in thousands of millions, both axes from zero."""
-    top, base = 44.0, height - 34
+    top, base = 44.0, height - 44
     highest = max(value for row in figures.values() for value in row.values())
     step = _step(highest)
     rungs = math.ceil(highest / step)
@@ -182,11 +205,11 @@ def _panel(
         parts.append(svg.line("grid", left + 40, y, right - 16, y))
         parts.append(svg.text("tick-left", left + 35, y + 3.5, f"{step * rung:g}"))
     shapes = sorted(sizes, key=lambda shape: sizes[shape])
-    for shape in shapes:
-        x = along(sizes[shape])
-        parts.append(svg.line("axis", x, base, x, base + 4))
-        parts.append(svg.text("tick", x, base + 15, f"{sizes[shape] / 1e9:.2g}"))
-    parts.append(svg.text("tick", (left + 40 + right - 16) / 2, base + 29, "parameters, 10⁹"))
+    for at, shape in enumerate(shapes):
+        x, lower = along(sizes[shape]), 11 * (at % 2)  # neighbours may be close to each other
+        parts.append(svg.line("axis", x, base, x, base + 4 + lower))
+        parts.append(svg.text("tick", x, base + 15 + lower, f"{sizes[shape] / 1e9:.2g}"))
+    parts.append(svg.text("tick", (left + 40 + right - 16) / 2, base + 39, "parameters, 10⁹"))
     for group, tool in enumerate(figures[shapes[0]]):
         points = [(along(sizes[shape]), up(figures[shape][tool])) for shape in shapes]
         dots = [

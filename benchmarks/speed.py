@@ -134,7 +134,7 @@ def _entries(options: argparse.Namespace) -> list[Entry]:
             for name, start, models in (
                 ("llama.cpp", partial(LlamaCpp, options.llama), options.gguf),
                 ("OpenVINO", openvino, options.openvino),
-                ("onnxruntime-genai", genai, options.genai),
+                ("ORT GenAI", genai, options.genai),
             )
             for of, path in models
             if of == kind

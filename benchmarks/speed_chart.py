@@ -14,13 +14,13 @@ PANELS = (
     ("load, ms", "load_ms", 1.0),
     ("peak memory, MB", "peak_bytes", 1e-6),
 )
-_INKS = {"ours": 0, "llama.cpp": 2, "OpenVINO": 4, "onnxruntime-genai": 5}
+_INKS = {"ours": 0, "llama.cpp": 2, "OpenVINO": 4, "ORT": 5}
 
 
 def draw(path: Path, found: Mapping[str, Mapping[str, float]], note: str) -> None:
     """Write the picture: two panels side by side, and so on down."""
     panels = [panel for panel in PANELS if all(panel[1] in figures for figures in found.values())]
-    width, height = 760.0, drawing.bars_height(len(found))
+    width, height = 820.0, drawing.bars_height(len(found))
     parts = []
     for at, (heading, key, factor) in enumerate(panels):
         rows = [
