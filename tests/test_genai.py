@@ -24,7 +24,7 @@ from export.tokenizer import SpecialTokens
 from pipeline.data.generator.generate import generate
 from pipeline.fingerprint import fingerprint
 from pipeline.provenance import file_digest
-from runtime.calls import load_tools
+from runtime.calls import call_grammar, load_tools, parse_calls, problems
 from runtime.errors import ExportError
 from runtime.sites import Belonging, FactorType, read_sites
 
@@ -146,6 +146,31 @@ def test_onnxruntime_genai_answers_200_prompts_alike(
     answers = [answer_of(assistant, prompt, 16) for prompt in prompts]
     assert [genais_answer(genai, model, prompt, 16) for prompt in prompts] == answers
     assert len(set(map(tuple, answers))) > 50
+
+
+def test_onnxruntime_genai_takes_our_grammar(tiny_bundle: Path) -> None:
+    """As docs/integrators.md has it: whatever a model of random weights says is a list of valid calls."""
+    genai = pytest.importorskip("onnxruntime_genai", reason="pip install onnxruntime-genai to run this")
+    assistant = runtime.load(tiny_bundle, threads=1)
+    model = genai.Model(str(tiny_bundle))
+    tokenizer = genai.Tokenizer(model)
+    parameters = genai.GeneratorParams(model)
+    parameters.set_search_options(max_length=256)
+    parameters.set_guidance("lark_grammar", call_grammar(assistant.tools), enable_ff_tokens=True)
+    generator = genai.Generator(model, parameters)
+    called = set()
+    for record in generate(load_tools(COCKPIT), split="test", examples=20, chinese=0.5, seed=1):
+        prompt = assistant.prompt(record.utterance)
+        generator.rewind_to(0)
+        generator.append_tokens(np.array(prompt, np.int32))
+        while not generator.is_done():
+            generator.generate_next_token()
+        tokens = generator.get_sequence(0)
+        if len(tokens) < 256:
+            for call in parse_calls(tokenizer.decode(tokens[len(prompt) :])):
+                assert problems(call, assistant.tools) == []
+                called.add(call.name)
+    assert called
 
 
 def answer_of(assistant: runtime.Assistant, prompt: list[int], most: int) -> list[int]:
