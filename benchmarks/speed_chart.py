@@ -10,9 +10,9 @@ import drawing
 PANELS = (
     ("prefill, tokens/s", "prefill", 1.0),
     ("decode, tokens/s", "decode", 1.0),
-    ("one call, median, ms", "call_p50_ms", 1.0),
-    ("load, ms", "load_ms", 1.0),
-    ("peak memory, MB", "peak_bytes", 1e-6),
+    ("one call, median, ms: less is better", "call_p50_ms", 1.0),
+    ("load, ms: less is better", "load_ms", 1.0),
+    ("peak memory, MB: less is better", "peak_bytes", 1e-6),
 )
 _INKS = {"ours": 0, "llama.cpp": 2, "OpenVINO": 4, "ORT": 5}
 
