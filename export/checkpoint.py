@@ -10,6 +10,7 @@ from export.branches import Switchable
 from export.calibration import Calibration
 from export.genai import Decoder, write_genai_config
 from export.graph import Precision, Progress, write_graph
+from export.rounded import Rounded
 from export.tokenizer import copy_tokenizer, read_special_tokens
 from runtime.errors import ExportError
 
@@ -23,6 +24,7 @@ def export_checkpoint(
     progress: Progress,
     calibration: Path | None = None,
     switchable: Switchable | None = None,
+    rounded: Path | None = None,
 ) -> Mapping[str, int | str]:
     """Export a supported checkpoint into an empty directory.
 
@@ -36,6 +38,8 @@ def export_checkpoint(
         calibration: a folder that `export.calibration` describes, for an int8 that rounds activations as a
             whole where that is much faster.
         switchable: with it, the graph takes adapters, and adapter_sites.json says where.
+        rounded: a folder that `export.rounded` describes, for an int4 of which every matrix was rounded
+            with a view to what it is multiplied by.
 
     Returns:
         What the export's record says of itself; sizes in bytes.
@@ -63,7 +67,8 @@ def export_checkpoint(
     )
     write_genai_config(decoder, tokens, out)
     measured = None if calibration is None else Calibration(calibration)
-    write_graph(checkpoint, out, precision, block_size, context, progress, measured, switchable)
+    matrices = None if rounded is None else Rounded(rounded)
+    write_graph(checkpoint, out, precision, block_size, context, progress, measured, switchable, matrices)
     return {
         "architecture": architecture.name,
         "precision": precision,

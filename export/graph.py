@@ -38,6 +38,7 @@ from export.calibration import Calibration
 from export.external_data import ExternalData
 from export.matrix import (
     FLOAT_TYPES,
+    BlockMatrix,
     Matrix,
     Table,
     float_rows,
@@ -45,10 +46,12 @@ from export.matrix import (
     store_blocks,
     store_channels,
     store_matrix,
+    store_rounded,
     store_table,
 )
 from export.nodes import MICROSOFT, Nodes
 from export.rope import tables
+from export.rounded import Rounded
 from export.smoothing import evened_out, smoothing
 from export.weights import Checkpoint
 from runtime.errors import CheckpointError, ExportError
@@ -72,6 +75,7 @@ def write_graph(
     progress: Progress,
     calibration: Calibration | None = None,
     switchable: Switchable | None = None,
+    rounded: Rounded | None = None,
 ) -> None:
     """Write model.onnx, head.onnx and the model.onnx.data of both into the directory `out`.
 
@@ -87,6 +91,7 @@ def write_graph(
         calibration: with it, int8 rounds what gate and up read as a whole, smoothed, in every layer
             where that leaves no outlier. Other precisions make no use of it.
         switchable: with it, the graph takes adapters, and adapter_sites.json says where.
+        rounded: with it, int4 takes matrices from there, each with its own bits and block size.
 
     Raises:
         CheckpointError: the checkpoint is damaged, or has not the tensors its config promises.
@@ -109,6 +114,7 @@ def write_graph(
             context,
             calibration if precision == "int8" else None,
             switchable,
+            rounded if precision == "int4" else None,
         )
         decoder.write(out, progress)
 
@@ -126,6 +132,7 @@ class _Decoder:
         context: int,
         calibration: Calibration | None,
         switchable: Switchable | None,
+        rounded: Rounded | None,
     ) -> None:
         self.architecture = architecture
         self.weights = weights
@@ -134,6 +141,7 @@ class _Decoder:
         self.block_size = block_size
         self.context = context
         self.calibration = calibration
+        self.rounded = rounded
         self.dtype = FLOAT_TYPES["fp16" if precision == "fp16" else "fp32"]
         self.type = ir.DataType.from_numpy(self.dtype)
         self.nodes = Nodes()
@@ -348,12 +356,20 @@ class _Decoder:
         """Multiply by the stacked weights of the checkpoint's modules `sources`."""
         matrices = [f"{source}.weight" for source in sources]
         matrix: Matrix
-        if self.precision in ("int8", "int4"):
+        if self.rounded is not None:
+            matrix = self._rounded(self.rounded, f"{name}.weight", matrices)
+        elif self.precision in ("int8", "int4"):
             bits = 8 if self.precision == "int8" else 4
             matrix = store_blocks(self.data, self.weights, f"{name}.weight", matrices, bits, self.block_size)
         else:
             matrix = store_matrix(self.data, self.weights, f"{name}.weight", matrices, self.dtype)
         return self._multiply(name, matrix, sources, x, output, with_bias)
+
+    def _rounded(self, rounded: Rounded, name: str, sources: Sequence[str]) -> BlockMatrix:
+        """The stacked weights `sources` as they were rounded before."""
+        shapes = [self.weights.shape(source) for source in sources]
+        rows, columns = sum(shape[0] for shape in shapes), shapes[0][1]
+        return store_rounded(self.data, name, columns, rounded.matrix(name, rows, columns))
 
     def _multiply(
         self,
@@ -386,6 +402,8 @@ class _Decoder:
         return np.concatenate([self._read_vector(f"{source}.bias") for source in sources])
 
     def _table(self, name: str) -> Table:
+        if self.rounded is not None:
+            return self._rounded(self.rounded, name, [name])
         if self.precision in ("int8", "int4"):
             return store_blocks(self.data, self.weights, name, [name], 8, self.block_size)
         return store_table(self.data, self.weights, name, name, self.dtype)

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from export.external_data import ExternalData, seen_as
 from export.nodes import MICROSOFT, Nodes
-from export.quantize import quantize_blocks, quantize_channels
+from export.quantize import Blocks, quantize_blocks, quantize_channels
 from export.weights import Checkpoint
 from runtime.errors import ExportError
 
@@ -213,6 +213,22 @@ def store_blocks(
         data.add(f"{name}.scales", np.concatenate(scales)),
         data.add(f"{name}.zero_points", np.concatenate(zero_points)) if zero_points else None,
     )
+
+
+def store_rounded(
+    data: ExternalData, name: str, columns: int, rounded: tuple[Blocks, int, int]
+) -> BlockMatrix:
+    """Store a matrix [N, columns] that is rounded already: blocks, bits, block size.
+
+    Raises:
+        ExportError: the disk refuses.
+    """
+    blocks, bits, block_size = rounded
+    packed = data.add(name, blocks.packed)
+    scales = data.add(f"{name}.scales", blocks.scales)
+    zeros = blocks.zero_points
+    stored = None if zeros is None else data.add(f"{name}.zero_points", zeros)
+    return BlockMatrix(len(blocks.scales), columns, bits, block_size, packed, scales, stored)
 
 
 def store_channels(data: ExternalData, name: str, weight: NDArray[np.float32]) -> ChannelMatrix:

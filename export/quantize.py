@@ -65,12 +65,42 @@ def quantize_blocks(weight: NDArray[np.float32], bits: int, block_size: int, sym
     np.rint(values, out=values)
     values += zeros[:, :, None]
     np.clip(values, 0, top, out=values)
-    packed = _pack(values.astype(np.uint8).reshape(rows, -1), bits)
+    integers = values.astype(np.uint8).reshape(rows, -1)
+    return packed_blocks(integers, scales, None if symmetric else zeros, bits)
+
+
+def packed_blocks(
+    values: NDArray[np.uint8],
+    scales: NDArray[np.float32],
+    zeros: NDArray[np.float32] | None,
+    bits: int,
+) -> Blocks:
+    """Integers, scales and zero points in the layout of `Blocks`.
+
+    Args:
+        values: [N, C * B], each below 2^bits.
+        scales: [N, C].
+        zeros: [N, C], whole numbers below 2^bits; None: 2^(bits-1) everywhere.
+        bits: 4 or 8.
+    """
+    rows, count = scales.shape
     return Blocks(
-        packed.reshape(rows, count, block_size * bits // 8),
+        _pack(values, bits).reshape(rows, count, -1),
         scales,
-        None if symmetric else _pack(zeros.astype(np.uint8), bits),
+        None if zeros is None else _pack(zeros.astype(np.uint8), bits),
     )
+
+
+def unpacked_blocks(blocks: Blocks, columns: int, bits: int) -> NDArray[np.float32]:
+    """The matrix [N, columns] that a rounded one stands for."""
+    rows, count = blocks.scales.shape
+    values = _unpack(blocks.packed.reshape(rows, -1), bits).reshape(rows, count, -1).astype(np.float32)
+    if blocks.zero_points is None:
+        values -= np.float32(1 << (bits - 1))
+    else:
+        values -= _unpack(blocks.zero_points, bits)[:, :count, None]
+    values *= blocks.scales[:, :, None]
+    return values.reshape(rows, -1)[:, :columns]
 
 
 def quantize_channels(weight: NDArray[np.float32]) -> tuple[NDArray[np.int8], NDArray[np.float32]]:
@@ -102,3 +132,10 @@ def _pack(values: NDArray[np.uint8], bits: int) -> NDArray[np.uint8]:
         values = np.pad(values, ((0, 0), (0, 1)))
     low, high = values[:, 0::2], values[:, 1::2]
     return np.asarray(low | high << np.uint8(4), np.uint8)
+
+
+def _unpack(packed: NDArray[np.uint8], bits: int) -> NDArray[np.uint8]:
+    """Rows of bytes as rows of integers: [N, M] → [N, M * 8 / bits]."""
+    if bits == 8:
+        return packed
+    return np.stack([packed & np.uint8(15), packed >> np.uint8(4)], axis=-1).reshape(len(packed), -1)

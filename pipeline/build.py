@@ -57,7 +57,7 @@ _PLANS: Mapping[str, Callable[[Config, Made], Plan | None]] = {
     ),
     "calibration": lambda config, made: (
         stages.calibration(
-            config.export.calibration_conversations,
+            config.export.conversations,
             config.data.system,
             made["merged"].artifact,
             {"data": made["data"].artifact},
@@ -65,10 +65,20 @@ _PLANS: Mapping[str, Callable[[Config, Made], Plan | None]] = {
         if config.export.calibrated
         else None
     ),
+    "rounding": lambda config, made: (
+        stages.rounding(
+            config.export,
+            config.data.system,
+            made["merged"].artifact,
+            {"data": made["data"].artifact},
+        )
+        if config.export.rounded
+        else None
+    ),
     "onnx": lambda config, made: stages.onnx(
         config.export,
         made["merged"].artifact,
-        made["calibration"].artifact if "calibration" in made else None,
+        next((made[name].artifact for name in ("calibration", "rounding") if name in made), None),
     ),
     "candidate": lambda config, made: stages.candidate(
         _label(config, made), made["onnx"].artifact, made["data"].artifact

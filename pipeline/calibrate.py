@@ -43,15 +43,7 @@ def calibrate(
         CheckpointError: the checkpoint cannot be loaded, or has no gate and up.
         DataError: too few different conversations, or a malformed record.
     """
-    records = _in_turn(data)[:conversations]
-    different = len({record.utterance for record in records})
-    if different < FEWEST_CONVERSATIONS:
-        files = ", ".join(str(folder / "train.jsonl") for folder in data)
-        raise DataError(
-            f"the first {conversations} records of {files} are {different} different ones, "
-            f"and calibration needs {FEWEST_CONVERSATIONS}; give it more, "
-            "or set export.calibration_conversations = 0 to round in blocks everywhere"
-        )
+    records = first_records(data, conversations)
     model = _load(checkpoint)
     loudest = _watch(model)
     tokens = 0
@@ -62,6 +54,24 @@ def calibrate(
         progress("calibrating", done, len(records))
     save_file({name: values.numpy() for name, values in loudest.items()}, out / ACTIVATIONS)
     return {"conversations": len(records), "tokens": tokens}
+
+
+def first_records(data: Sequence[Path], conversations: int) -> list[Record]:
+    """Training records to calibrate on, one of each folder after the other.
+
+    Raises:
+        DataError: too few different ones, or a malformed record.
+    """
+    records = _in_turn(data)[:conversations]
+    different = len({record.utterance for record in records})
+    if different < FEWEST_CONVERSATIONS:
+        files = ", ".join(str(folder / "train.jsonl") for folder in data)
+        raise DataError(
+            f"the first {conversations} records of {files} are {different} different ones, "
+            f"and calibration needs {FEWEST_CONVERSATIONS}; give it more, "
+            "or set export.calibration_conversations = 0 to round in blocks everywhere"
+        )
+    return records
 
 
 def _in_turn(data: Sequence[Path]) -> list[Record]:

@@ -192,6 +192,43 @@ def calibrate(
     _make(plan, out)
 
 
+@app.command(
+    "round",
+    epilog="Example: cockpit round merged --data runs/smollm2-135m/data --budget-kl 0.01 --out rounded",
+)
+def round_(
+    checkpoint: Annotated[Path, typer.Argument(help="A merged checkpoint.", show_default=False)],
+    out: Out,
+    data: Annotated[Path, typer.Option(help="A folder with train.jsonl and tools.json.", show_default=False)],
+    conversations: Annotated[
+        int | None, typer.Option(min=1, help="How many training conversations to run; unset is 256.")
+    ] = None,
+    budget_bytes: Annotated[
+        int | None, typer.Option(help="Most bytes of all matrices; unset: as many as plain int4 takes.")
+    ] = None,
+    budget_kl: Annotated[
+        float | None, typer.Option(help="Instead: most divergence; as few bytes are spent as that takes.")
+    ] = None,
+    system: System = None,
+) -> None:
+    """A checkpoint + training conversations → what `cockpit export --rounded` reads for int4."""
+    from pipeline import stages
+    from pipeline.config import DEFAULT_SYSTEM
+    from pipeline.config_file import parse_export
+    from pipeline.stage import artifact
+
+    objective = {
+        "minimize": "kl" if budget_kl is None else "bytes",
+        "budget_bytes": budget_bytes,
+        "budget_kl": budget_kl,
+    }
+    settings = parse_export(
+        {"precision": "int4", "calibration_conversations": conversations, "objective": objective}
+    )
+    training = {"data": artifact(data)}
+    _make(stages.rounding(settings, system or DEFAULT_SYSTEM, artifact(checkpoint), training), out)
+
+
 @app.command(epilog="Example: cockpit export merged --precision int4 --out onnx")
 def export(
     checkpoint: Annotated[Path, typer.Argument(help="A local Hugging Face checkpoint.", show_default=False)],
@@ -213,6 +250,12 @@ def export(
         Path | None,
         typer.Option(help="What `cockpit calibrate` made; int8 then reads prompts about 1.3 times as fast."),
     ] = None,
+    rounded: Annotated[
+        Path | None,
+        typer.Option(
+            help="What `cockpit round` made; int4 then is several times as close to the checkpoint."
+        ),
+    ] = None,
 ) -> None:
     """A checkpoint → ONNX model, tokenizer and genai_config.json."""
     from pipeline import stages
@@ -224,7 +267,10 @@ def export(
     )
     if calibration is not None and not settings.calibrated:
         raise UsageError("--calibration is for --precision int8 and --exporter graph; leave it out")
-    measured = None if calibration is None else artifact(calibration)
+    if rounded is not None and not settings.rounded:
+        raise UsageError("--rounded is for --precision int4 and --exporter graph; leave it out")
+    given = rounded or calibration
+    measured = None if given is None else artifact(given)
     _make(stages.onnx(settings, artifact(checkpoint), measured), out)
 
 

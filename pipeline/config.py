@@ -230,6 +230,26 @@ class Train(Section):
                 yield f'"{pattern}" is no regular expression: {error}'
 
 
+class Objective(Section):
+    """int4: what the bits of the model's matrices are spent on (docs/decisions/0015)."""
+
+    minimize: Literal["kl", "bytes"] = "kl"
+    budget_bytes: Annotated[int, Field(ge=1)] | None = None
+    """minimize = "kl": most bytes of all matrices. Unset: as many as blocks of `block_size` take with 4 bits,
+    and with 8 at the model's ends."""
+    budget_kl: Positive | None = None
+    """minimize = "bytes": most divergence that rounding weights may be expected to add, in nats per
+    position."""
+
+    @model_validator(mode="after")
+    def _one_budget(self) -> Objective:
+        if self.minimize == "bytes" and (self.budget_kl is None or self.budget_bytes is not None):
+            raise ValueError('minimize = "bytes" takes budget_kl, and no budget_bytes')
+        if self.minimize == "kl" and self.budget_kl is not None:
+            raise ValueError('budget_kl belongs to minimize = "bytes"; minimize = "kl" takes budget_bytes')
+        return self
+
+
 class Export(Section):
     """Merged checkpoint → ONNX."""
 
@@ -237,9 +257,12 @@ class Export(Section):
     block_size: Literal[16, 32, 64, 128] | None = None
     """Most weights that share one scale, along the input dimension; a matrix whose rows are not whole blocks
     has smaller ones. Unset: 32 for int8, 64 for int4."""
-    calibration_conversations: Annotated[int, Field(ge=0)] = 32
-    """int8: training conversations on which activations are measured, so that the products that take half of
-    the time can round them as a whole (docs/decisions/0009); 0 rounds activations in blocks everywhere."""
+    calibration_conversations: Annotated[int, Field(ge=0)] | None = None
+    """Training conversations on which activations are measured. int8: so that the products that take half of
+    the time can round them as a whole (docs/decisions/0009); 0 rounds activations in blocks everywhere.
+    int4: so that weights are rounded with a view to them (docs/decisions/0015); 0 rounds them to nearest.
+    Unset: 32 for int8, 256 for int4."""
+    objective: Objective = Objective()
     context: Annotated[int, Field(ge=16)] = 2048
     """Longest prompt plus answer in tokens; at most what the base was trained for."""
     exporter: Literal["graph", "optimum"] = "graph"
@@ -255,12 +278,32 @@ class Export(Section):
     @property
     def calibrated(self) -> bool:
         """Whether the export reads a calibration."""
-        return self.exporter == "graph" and self.precision == "int8" and self.calibration_conversations > 0
+        return self.exporter == "graph" and self.precision == "int8" and self.conversations > 0
+
+    @property
+    def rounded(self) -> bool:
+        """Whether the export reads matrices that were rounded on conversations."""
+        return self.exporter == "graph" and self.precision == "int4" and self.conversations > 0
+
+    @property
+    def conversations(self) -> int:
+        """`calibration_conversations`, or the precision's own."""
+        if self.calibration_conversations is not None:
+            return self.calibration_conversations
+        return 256 if self.precision == "int4" else 32
 
     @model_validator(mode="after")
     def _optimum_only_traces(self) -> Export:
         if self.exporter == "optimum" and self.precision != "fp32":
             raise ValueError('exporter = "optimum" writes precision = "fp32" only')
+        return self
+
+    @model_validator(mode="after")
+    def _objective_is_read(self) -> Export:
+        if self.objective != Objective() and not self.rounded:
+            raise ValueError(
+                'objective is of precision = "int4" with calibration_conversations; leave it out elsewhere'
+            )
         return self
 
 

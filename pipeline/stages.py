@@ -144,8 +144,45 @@ def calibration(conversations: int, system: str, checkpoint: Artifact, data: Map
     return Plan(Stage("calibration", "pipeline.calibrate", _MEASURING[:2], settings, inputs), work)
 
 
-def onnx(settings: Export, merged: Artifact, calibration: Artifact | None) -> Plan:
-    """A checkpoint → ONNX model, tokenizer, genai_config.json."""
+def rounding(settings: Export, system: str, checkpoint: Artifact, data: Mapping[str, Artifact]) -> Plan:
+    """A checkpoint and training conversations → its matrices, rounded as the objective asks."""
+
+    def work(out: Path, scratch: Path, progress: Progress) -> Mapping[str, Any]:
+        from pipeline.rounding.round import round_weights
+
+        folders = [training.path for training in data.values()]
+        with TemporaryDirectory(dir=scratch) as name:
+            return round_weights(
+                checkpoint.path,
+                folders,
+                system,
+                settings.conversations,
+                settings.objective,
+                settings.weights_per_scale,
+                out,
+                Path(name),
+                progress,
+            )
+
+    chosen = {
+        "conversations": settings.conversations,
+        "system": system,
+        "block_size": settings.weights_per_scale,
+        "objective": settings.objective.model_dump(mode="json"),
+    }
+    inputs = {"checkpoint": checkpoint, **data}
+    libraries = ("numpy", *_MEASURING[:2])
+    return Plan(Stage("rounding", "pipeline.rounding.round", libraries, chosen, inputs), work)
+
+
+def onnx(settings: Export, merged: Artifact, measured: Artifact | None) -> Plan:
+    """A checkpoint → ONNX model, tokenizer, genai_config.json.
+
+    Args:
+        settings: how.
+        merged: the checkpoint.
+        measured: what a calibration (int8) or a rounding (int4) made of it.
+    """
 
     def work(out: Path, scratch: Path, progress: Progress) -> Mapping[str, Any]:
         if settings.exporter == "optimum":
@@ -161,16 +198,28 @@ def onnx(settings: Export, merged: Artifact, calibration: Artifact | None) -> Pl
             settings.weights_per_scale,
             settings.context,
             progress,
-            calibration.path if calibration else None,
+            _measured(settings.calibrated, measured),
+            rounded=_measured(settings.rounded, measured),
         )
 
     module = "export.optimum" if settings.exporter == "optimum" else "export.checkpoint"
-    inputs = {"merged": merged} | ({"calibration": calibration} if calibration else {})
+    inputs = {"merged": merged} | _beside(settings, measured)
     config = settings.model_dump(mode="json", exclude={"most_rank"})
     return Plan(Stage("onnx", module, _EXPORTING, config, inputs), work)
 
 
-def switchable_onnx(settings: Export, base: Artifact, calibration: Artifact | None) -> Plan:
+def _measured(wanted: bool, measured: Artifact | None) -> Path | None:
+    return measured.path if wanted and measured else None
+
+
+def _beside(settings: Export, measured: Artifact | None) -> dict[str, Artifact]:
+    """What an export reads beside the checkpoint, by the stage that makes it."""
+    if measured is None:
+        return {}
+    return {"rounding" if settings.rounded else "calibration": measured}
+
+
+def switchable_onnx(settings: Export, base: Artifact, measured: Artifact | None) -> Plan:
     """A base → an ONNX model that takes adapters, tokenizer, genai_config.json."""
 
     def work(out: Path, scratch: Path, progress: Progress) -> Mapping[str, Any]:
@@ -185,11 +234,12 @@ def switchable_onnx(settings: Export, base: Artifact, calibration: Artifact | No
             settings.weights_per_scale,
             settings.context,
             progress,
-            calibration.path if calibration else None,
+            _measured(settings.calibrated, measured),
             Switchable(settings.most_rank, fingerprint(base.path).tensors),
+            _measured(settings.rounded, measured),
         )
 
-    inputs = {"base": base} | ({"calibration": calibration} if calibration else {})
+    inputs = {"base": base} | _beside(settings, measured)
     config = settings.model_dump(mode="json")
     return Plan(Stage("onnx", "export.checkpoint", _EXPORTING, config, inputs), work)
 

@@ -130,8 +130,8 @@ def _switchable(
 def _stages(config: Config, tasks: Mapping[str, Config]) -> tuple[str, ...]:
     """The stages of this config, which `until` and `rebuild` may name."""
     trained = (f"{stage}-{task}" for stage in ("data", "adapter") for task in tasks)
-    calibration = ("calibration",) if config.export.calibrated else ()
-    shared = (*calibration, "onnx", "adapters", "candidate", "switching")
+    measured = [("calibration", config.export.calibrated), ("rounding", config.export.rounded)]
+    shared = (*(name for name, wanted in measured if wanted), "onnx", "adapters", "candidate", "switching")
     return ("base", *trained, *shared, *(f"evidence-{task}" for task in tasks), "bundle")
 
 
@@ -148,16 +148,17 @@ def _plans(config: Config, tasks: Mapping[str, Config], run: Run) -> Iterator[tu
         yield f"adapter-{task}", stages.adapter(of_task, made("base"), made(f"data-{task}"))
     data = {task: made(f"data-{task}") for task in tasks}
     adapters = {task: made(f"adapter-{task}") for task in tasks}
-    calibration = None
+    measured = None
+    training = {f"data-{task}": records for task, records in data.items()}
+    system = config.data.system
     if config.export.calibrated:
-        training = {f"data-{task}": records for task, records in data.items()}
-        conversations = config.export.calibration_conversations
-        yield (
-            "calibration",
-            stages.calibration(conversations, config.data.system, made("base"), training),
-        )
-        calibration = made("calibration")
-    yield "onnx", stages.switchable_onnx(config.export, made("base"), calibration)
+        conversations = config.export.conversations
+        yield "calibration", stages.calibration(conversations, system, made("base"), training)
+        measured = made("calibration")
+    if config.export.rounded:
+        yield "rounding", stages.rounding(config.export, system, made("base"), training)
+        measured = made("rounding")
+    yield "onnx", stages.switchable_onnx(config.export, made("base"), measured)
     yield "adapters", stages.adapters(made("base"), made("onnx"), adapters)
     # From here on a bundle of an earlier build would be taken for this one.
     run.forget("bundle")

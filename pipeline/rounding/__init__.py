@@ -1,0 +1,1 @@
+"""Weights rounded with a view to what they will be multiplied by."""

@@ -1,0 +1,195 @@
+"""Checkpoint + conversations → every matrix rounded, each in the form that the budget is best spent on."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from safetensors.numpy import load_file, save_file
+from transformers import AutoTokenizer, PreTrainedTokenizerBase
+
+from export.gptq import gptq
+from export.matrix import whole_block
+from export.quantize import Blocks, unpacked_blocks
+from export.rounded import ROUNDED
+from pipeline.calibrate import first_records
+from pipeline.config import Objective
+from pipeline.data.records import Record
+from pipeline.data.render import render
+from pipeline.evidence.form import Conversation, expected
+from pipeline.rounding.assignment import Form, Point, frontier, within_bytes, within_kl
+from pipeline.rounding.cost import embedding_cost, head_cost, layer_cost
+from pipeline.rounding.layers import EMBEDDING, HEAD, Layers
+from pipeline.rounding.sweep import Ends, batches, sweep
+from pipeline.stage import Progress
+from runtime.calls import load_tools
+
+SIZES = (32, 64, 128)
+BITS = (4, 8)
+SEED = 0
+ROWS = 1 << 13
+"""Rows of a matrix that are rounded at a time: they know nothing of each other."""
+
+
+def round_weights(
+    checkpoint: Path,
+    data: Sequence[Path],
+    system: str,
+    conversations: int,
+    objective: Objective,
+    plain_block_size: int,
+    out: Path,
+    scratch: Path,
+    progress: Progress,
+) -> Mapping[str, Any]:
+    """Weigh, round and choose.
+
+    Args:
+        checkpoint: a merged checkpoint of a Llama-shaped decoder, or a base that several tasks share.
+        data: folders with `train.jsonl` and the same `tools.json`, one for each task.
+        system: the system prompt.
+        conversations: how many of the training splits to run, from their beginnings in turn.
+        objective: what to spend, and on what.
+        plain_block_size: without a budget, as many bytes are spent as 4 bits in blocks of this size with
+            8 bits at the model's ends would take.
+        out: an empty directory.
+        scratch: a directory, for what memory should not hold.
+        progress: told of every layer.
+
+    Returns:
+        The choice, matrix by matrix, and the frontier it lies on.
+
+    Raises:
+        CheckpointError: the checkpoint cannot be read.
+        DataError: too few different conversations, or a malformed record.
+        ExportError: a number is NaN or infinite.
+        StageError: nothing meets the budget.
+    """
+    records = first_records(data, conversations)
+    side_by_side = batches(_conversations(checkpoint, data[0], records, system))
+    positions = int(sum(batch.counted.sum() for batch in side_by_side))
+    layers = Layers(checkpoint)
+    forms: dict[str, list[Form]] = {}
+    for seen in sweep(layers, side_by_side, SEED, scratch, progress):
+        if isinstance(seen, Ends):
+            for end in _ends(layers, seen):
+                progress("rounding the vocabulary", 0, 0)
+                forms[end.name] = end.tried(scratch)
+            continue
+        tried = []
+        for bits, size in _sizes(seen.weight.shape[1]):
+            blocks = _rounded(seen.weight, seen.inputs, bits, size)
+            cost = layer_cost(seen, unpacked_blocks(blocks, seen.weight.shape[1], bits), positions)
+            tried.append(_kept(scratch, seen.name, blocks, bits, size, cost))
+        forms[seen.name] = tried
+    points = frontier(forms)
+    chosen = _chosen(points, forms, objective, plain_block_size)
+    tensors: dict[str, NDArray[np.generic]] = {}
+    for name, form in chosen.forms.items():
+        tensors |= load_file(_file(scratch, name, form.bits, form.block_size))
+    save_file(tensors, out / ROUNDED)
+    return {
+        "conversations": len(records),
+        "positions": positions,
+        "matrix_bytes": chosen.nbytes,
+        "expected_kl": chosen.kl,
+        "forms": {name: _described(form) for name, form in sorted(chosen.forms.items())},
+        "frontier": [[point.nbytes, point.kl] for point in points],
+    }
+
+
+@dataclass(frozen=True)
+class _End:
+    """A matrix [V, hidden] at an end of the model, or at both."""
+
+    name: str
+    weight: NDArray[np.float32]
+    ends: Ends
+    looked_up: bool
+    multiplied: bool
+
+    def tried(self, scratch: Path) -> list[Form]:
+        """Every form, rounded and weighed."""
+        columns = self.weight.shape[1]
+        inputs = self.ends.inputs if self.multiplied else np.eye(columns)
+        found = []
+        for bits, size in _sizes(columns):
+            blocks = _rounded(self.weight, inputs, bits, size)
+            rounded = unpacked_blocks(blocks, columns, bits)
+            cost = head_cost(self.ends, self.weight, rounded) if self.multiplied else 0.0
+            cost += embedding_cost(self.ends, self.weight, rounded) if self.looked_up else 0.0
+            found.append(_kept(scratch, self.name, blocks, bits, size, cost))
+        return found
+
+
+def _ends(layers: Layers, ends: Ends) -> Iterator[_End]:
+    tied = layers.architecture.tied
+    yield _End(EMBEDDING, layers.tensors.read_float32(EMBEDDING), ends, True, tied)
+    if not tied:
+        yield _End(HEAD, layers.tensors.read_float32(HEAD), ends, False, True)
+
+
+def _sizes(columns: int) -> list[tuple[int, int]]:
+    """Bits and block sizes to try; only whole blocks, where there are any."""
+    return [(bits, size) for bits in BITS for size in sorted({whole_block(columns, size) for size in SIZES})]
+
+
+def _rounded(weight: NDArray[np.float32], inputs: NDArray[np.float64], bits: int, block_size: int) -> Blocks:
+    parts = [
+        gptq(weight[at : at + ROWS], inputs, bits, block_size, bits == 8)
+        for at in range(0, len(weight), ROWS)
+    ]
+    zeros = [part.zero_points for part in parts if part.zero_points is not None]
+    return Blocks(
+        np.concatenate([part.packed for part in parts]),
+        np.concatenate([part.scales for part in parts]),
+        np.concatenate(zeros) if zeros else None,
+    )
+
+
+def _kept(scratch: Path, name: str, blocks: Blocks, bits: int, block_size: int, cost: float) -> Form:
+    """A form that was tried; what it looks like lies in scratch until the choice is made."""
+    tensors: dict[str, NDArray[np.generic]] = {
+        f"{name}.packed": blocks.packed,
+        f"{name}.scales": blocks.scales,
+    }
+    if blocks.zero_points is not None:
+        tensors[f"{name}.zero_points"] = blocks.zero_points
+    save_file(tensors, _file(scratch, name, bits, block_size))
+    return Form(bits, block_size, sum(tensor.nbytes for tensor in tensors.values()), cost)
+
+
+def _file(scratch: Path, name: str, bits: int, block_size: int) -> Path:
+    return scratch / f"{name}-{bits}-{block_size}.safetensors"
+
+
+def _chosen(
+    points: Sequence[Point], forms: Mapping[str, Sequence[Form]], objective: Objective, plain: int
+) -> Point:
+    if objective.minimize == "bytes" and objective.budget_kl is not None:
+        return within_kl(points, objective.budget_kl)
+    budget = objective.budget_bytes
+    if budget is None:
+        budget = sum(_plain_bytes(name, each, plain) for name, each in forms.items())
+    return within_bytes(points, budget)
+
+
+def _plain_bytes(name: str, forms: Sequence[Form], block_size: int) -> int:
+    bits = 8 if name in (EMBEDDING, HEAD) else 4
+    return min(form.nbytes for form in forms if form.bits == bits and form.block_size <= max(block_size, 32))
+
+
+def _described(form: Form) -> dict[str, Any]:
+    return {"bits": form.bits, "block_size": form.block_size, "bytes": form.nbytes, "kl": form.kl}
+
+
+def _conversations(
+    checkpoint: Path, data: Path, records: Sequence[Record], system: str
+) -> list[Conversation]:
+    tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(checkpoint, local_files_only=True)
+    tools = load_tools(data / "tools.json")
+    return expected(records, [render(record, tokenizer, tools, system) for record in records])

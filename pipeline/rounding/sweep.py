@@ -1,0 +1,219 @@
+"""Through a model and back, layer by layer: what every matrix reads, and how much its output matters.
+
+What a rounded matrix costs is the divergence of the next token's distribution. To second order that is half
+the mean of (gᵀ dW x)², x the matrix's input and g the gradient, in its output, of the log-probability of a
+token drawn from the model itself (the Fisher information). A token whose output nothing depends on counts
+for nothing so, however loud its activations are.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from pipeline.evidence.form import Conversation, alike, padded
+from pipeline.rounding.layers import SITES, Layer, Layers, Site
+from pipeline.stage import Progress
+from runtime.errors import CheckpointError
+
+MOST_TOKENS = 1024
+"""Of conversations that run side by side."""
+ROWS = 256
+"""Positions whose probabilities are in memory at once."""
+_TINY = 1e-30
+
+
+@dataclass(frozen=True)
+class Seen:
+    """What is known of a matrix [N, K] of a layer.
+
+    Attributes:
+        name: as the graph stores it.
+        weight: [N, K].
+        inputs: [K, K], the sum of x xᵀ over all tokens, each times its |g|².
+        rows: [N], each output's share of the sum of all g²; they sum to 1.
+    """
+
+    name: str
+    weight: NDArray[np.float32]
+    inputs: NDArray[np.float64]
+    rows: NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Conversations side by side.
+
+    Attributes:
+        ids: (B, S) token ids, padded behind.
+        counted: (B, S), whether the prediction at a position is one of those that count.
+    """
+
+    ids: torch.Tensor
+    counted: torch.Tensor
+
+
+@dataclass(frozen=True)
+class Ends:
+    """The two ends of a model, where its vocabulary is.
+
+    Attributes:
+        hidden: (P, hidden), what the head reads at the counted positions.
+        inputs: [hidden, hidden], the sum of x xᵀ over these.
+        embedding: [V], how much a row's error matters: the sum of |g|² wherever its token was read, over
+            the width.
+    """
+
+    hidden: torch.Tensor
+    inputs: NDArray[np.float64]
+    embedding: NDArray[np.float64]
+
+
+def batches(conversations: Sequence[Conversation]) -> list[Batch]:
+    """Conversations in groups of like length."""
+    groups = alike([len(conversation.tokens) for conversation in conversations], MOST_TOKENS)
+    found = []
+    for group in groups:
+        members = [conversations[index] for index in group]
+        ids, _ = padded(members)
+        at = np.arange(ids.shape[1])
+        ends = np.array([(one.start - 1, len(one.tokens) - 1) for one in members])
+        counted = (at >= ends[:, :1]) & (at < ends[:, 1:])
+        found.append(Batch(torch.from_numpy(ids), torch.from_numpy(counted)))
+    return found
+
+
+def sweep(
+    layers: Layers, side_by_side: Sequence[Batch], seed: int, scratch: Path, progress: Progress
+) -> Iterator[Seen | Ends]:
+    """Every matrix of every layer, from the last layer to the first, then the ends; memory holds one layer.
+
+    Args:
+        layers: the checkpoint.
+        side_by_side: what to run through it.
+        seed: of the tokens that are drawn.
+        scratch: a directory; what each layer reads lies there until the way back.
+        progress: hears of each layer, both ways.
+
+    Raises:
+        CheckpointError: a tensor cannot be read, or a number is not finite.
+    """
+    count = layers.architecture.layers
+    streams = layers.embedded([batch.ids for batch in side_by_side])
+    for number in range(count):
+        progress("reading", number, 2 * count)
+        torch.save(streams, scratch / f"{number}.pt")
+        layer = layers.layer(number)
+        with torch.no_grad():
+            streams = [layer.run(stream) for stream in streams]
+    hidden, gradients = _drawn(layers, streams, side_by_side, seed)
+    for number in reversed(range(count)):
+        progress("weighing", 2 * count - number - 1, 2 * count)
+        streams = torch.load(scratch / f"{number}.pt")
+        (scratch / f"{number}.pt").unlink()
+        layer = layers.layer(number)
+        watched = [_Watched(layer, site) for site in SITES]
+        gradients = [
+            _back(layer, watched, stream, gradient)
+            for stream, gradient in zip(streams, gradients, strict=True)
+        ]
+        for each in watched:
+            yield each.seen()
+    rows = torch.zeros(layers.architecture.vocabulary, dtype=torch.float64)
+    for batch, gradient in zip(side_by_side, gradients, strict=True):
+        rows.index_add_(0, batch.ids.flatten(), gradient.double().square().mean(dim=-1).flatten())
+    yield Ends(hidden, (hidden.T @ hidden).double().numpy(), rows.numpy())
+
+
+def _drawn(
+    layers: Layers, streams: Sequence[torch.Tensor], side_by_side: Sequence[Batch], seed: int
+) -> tuple[torch.Tensor, list[torch.Tensor]]:
+    """What the head reads (P, hidden), and the gradient of each stream in the log-probability of a draw.
+
+    In the logits that gradient is 1 at the token drawn less the probabilities.
+    """
+    head, generator = layers.head(), torch.Generator().manual_seed(seed)
+    read, gradients = [], []
+    for stream, batch in zip(streams, side_by_side, strict=True):
+        behind = stream.clone().requires_grad_()
+        hidden = layers.normalized(behind)
+        upstream = torch.zeros_like(stream)
+        with torch.no_grad():
+            counted = hidden[batch.counted]
+            if not torch.isfinite(counted).all():
+                raise CheckpointError("the checkpoint puts out NaN or infinity; it is not sound")
+            parts = []
+            for at in range(0, len(counted), ROWS):
+                rows = counted[at : at + ROWS]
+                probabilities = torch.softmax(rows @ head.T, dim=-1)
+                drawn = torch.multinomial(probabilities, 1, generator=generator)[:, 0]
+                parts.append(head[drawn] - probabilities @ head)
+            upstream[batch.counted] = torch.cat(parts)
+            read.append(counted)
+        hidden.backward(upstream)  # type: ignore[no-untyped-call]
+        assert behind.grad is not None
+        gradients.append(behind.grad)
+    return torch.cat(read), gradients
+
+
+class _Watched:
+    """A site of a layer, while conversations are run through it and back."""
+
+    def __init__(self, layer: Layer, site: Site) -> None:
+        self._name = layer.full_name(site)
+        self._modules = layer.linears(site)
+        columns = self._modules[0].in_features
+        self._inputs = torch.zeros(columns, columns, dtype=torch.float64)
+        self._rows = [torch.zeros(module.out_features, dtype=torch.float64) for module in self._modules]
+        self._x = torch.zeros(0)
+        self._loud: list[torch.Tensor] = []
+        self._hooks = [self._modules[0].register_forward_pre_hook(self._read)]
+        self._hooks += [
+            module.register_full_backward_hook(partial(self._wrote, rows))
+            for module, rows in zip(self._modules, self._rows, strict=True)
+        ]
+
+    def _read(self, module: torch.nn.Module, args: tuple[torch.Tensor, ...]) -> None:
+        self._x, self._loud = args[0].detach().flatten(0, 1), []
+
+    def _wrote(
+        self,
+        rows: torch.Tensor,
+        module: torch.nn.Module,
+        into: tuple[torch.Tensor, ...],
+        out: tuple[torch.Tensor, ...],
+    ) -> None:
+        squares = out[0].detach().flatten(0, 1).square()
+        rows += squares.sum(dim=0)
+        self._loud.append(squares.sum(dim=1))
+
+    def add(self) -> None:
+        """Count what one batch read, after it was run back."""
+        weighed = self._x * torch.stack(self._loud).sum(dim=0).sqrt()[:, None]
+        self._inputs += weighed.T @ weighed
+
+    def seen(self) -> Seen:
+        """What all batches have shown; the site is watched no longer."""
+        for hook in self._hooks:
+            hook.remove()
+        weight = torch.cat([module.weight for module in self._modules]).numpy()
+        rows = torch.cat(self._rows)
+        return Seen(self._name, weight, self._inputs.numpy(), (rows / rows.sum().clamp_min(_TINY)).numpy())
+
+
+def _back(
+    layer: Layer, watched: Sequence[_Watched], stream: torch.Tensor, gradient: torch.Tensor
+) -> torch.Tensor:
+    """One batch through the layer and back: the gradient behind it → that before it."""
+    before = stream.clone().requires_grad_()
+    layer.run(before).backward(gradient)  # type: ignore[no-untyped-call]
+    for each in watched:
+        each.add()
+    assert before.grad is not None
+    return before.grad
