@@ -21,8 +21,7 @@ def cockpit(*arguments: object, cwd: Path | None = None) -> subprocess.Completed
 
 def test_the_verbs_are_those_of_the_design() -> None:
     designed = (
-        "advise bench build calibrate chat claims doctor export merge package report round run train "
-        "validate"
+        "advise bench build calibrate chat claims doctor export merge package report round run train validate"
     )
     assert " ".join(VERBS) == designed
 

@@ -123,6 +123,30 @@ def test_overrides_are_toml_or_bare_strings(tmp_path: Path) -> None:
         ),
         (MINIMAL, ("gate.max_mean_kl=-1",), '"gate.max_mean_kl"'),
         (MINIMAL, ("export.precision=int3",), "'fp32', 'fp16', 'int8' or 'int4'"),
+        (
+            MINIMAL,
+            ("export.precision=int4", "export.objective.minimize=bytes"),
+            'minimize = "bytes" takes budget_kl, and no budget_bytes',
+        ),
+        (
+            MINIMAL,
+            ("export.precision=int4", "export.objective.budget_kl=0.01"),
+            'budget_kl belongs to minimize = "bytes"',
+        ),
+        (
+            MINIMAL,
+            ("export.precision=int8", "export.objective.budget_bytes=1000"),
+            'objective is of precision = "int4" with calibration_conversations',
+        ),
+        (
+            MINIMAL,
+            (
+                "export.precision=int4",
+                "export.calibration_conversations=0",
+                "export.objective.budget_bytes=1000",
+            ),
+            'objective is of precision = "int4" with calibration_conversations',
+        ),
         (MINIMAL, ("train.r",), "--set takes key=value"),
         (MINIMAL, ("name.x=1",), '"name" is a value, not a table'),
         (MINIMAL, ('name="../up"',), '"name"'),

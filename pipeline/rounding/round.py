@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -97,7 +97,7 @@ def round_weights(
         "positions": positions,
         "matrix_bytes": chosen.nbytes,
         "expected_kl": chosen.kl,
-        "forms": {name: _described(form) for name, form in sorted(chosen.forms.items())},
+        "forms": {name: _described(chosen.forms[name], each) for name, each in sorted(forms.items())},
         "frontier": [[point.nbytes, point.kl] for point in points],
     }
 
@@ -183,8 +183,9 @@ def _plain_bytes(name: str, forms: Sequence[Form], block_size: int) -> int:
     return min(form.nbytes for form in forms if form.bits == bits and form.block_size <= max(block_size, 32))
 
 
-def _described(form: Form) -> dict[str, Any]:
-    return {"bits": form.bits, "block_size": form.block_size, "bytes": form.nbytes, "kl": form.kl}
+def _described(chosen: Form, tried: Sequence[Form]) -> dict[str, Any]:
+    """The form of a matrix, and what the others would have cost, which is why it is this one."""
+    return {**asdict(chosen), "tried": [asdict(form) for form in tried]}
 
 
 def _conversations(
