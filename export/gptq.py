@@ -21,7 +21,7 @@ SHRINKAGE = np.linspace(1.0, 0.6, 9, dtype=np.float32)
 
 def gptq(
     weight: NDArray[np.float32],
-    hessian: NDArray[np.float64],
+    factor: NDArray[np.float32],
     bits: int,
     block_size: int,
     symmetric: bool,
@@ -30,20 +30,22 @@ def gptq(
 
     Args:
         weight: [N, K].
-        hessian: [K, K], the sum of x xᵀ over inputs x.
+        factor: [K, K], what `error_factor` makes of the sum of x xᵀ over inputs x.
         bits: 4 or 8.
         block_size: B, a power of two of at least 16.
         symmetric: leave the zero point at 2^(bits-1).
 
     Raises:
-        ExportError: a weight, or an input's square, is NaN or infinite.
+        ExportError: a weight is NaN or infinite.
     """
     rows, columns = weight.shape
+    if not np.isfinite(weight).all():
+        raise ExportError("a weight is NaN or infinite, so it has no quantized form: check the checkpoint")
     padding = -columns % block_size
-    if not (np.isfinite(weight).all() and np.isfinite(hessian).all()):
-        raise ExportError("a weight or an activation is NaN or infinite, so it has no quantized form")
     left = np.pad(weight, ((0, 0), (0, padding))).T.copy()  # columns lie as rows, each read as a whole
-    factor = _error_factor(np.pad(hessian, (0, padding)))
+    if padding:
+        factor = np.pad(factor, (0, padding))
+        factor[range(columns, len(left)), range(columns, len(left))] = 1
     count = len(left) // block_size
     quantized = np.empty((len(left), rows), np.uint8)
     scales, zeros = np.empty((count, rows), np.float32), np.empty((count, rows), np.float32)
@@ -69,15 +71,22 @@ def gptq(
     )
 
 
-def _error_factor(hessian: NDArray[np.float64]) -> NDArray[np.float32]:
-    """The upper factor U of H⁻¹ = UᵀU, H damped; [K, K]."""
-    diagonal = np.diagonal(hessian)
-    mean = float(diagonal.mean()) or 1.0
+def error_factor(hessian: NDArray[np.float64]) -> NDArray[np.float32]:
+    """The upper factor U of (H + damping)⁻¹ = UᵀU; [K, K].
+
+    Args:
+        hessian: H, [K, K], the sum of x xᵀ over inputs x.
+
+    Raises:
+        ExportError: an input is NaN or infinite.
+    """
+    if not np.isfinite(hessian).all():
+        raise ExportError("an activation is NaN or infinite, so it cannot be calibrated on")
+    mean = float(np.diagonal(hessian).mean()) or 1.0
     damped = hessian + DAMPING * mean * np.eye(len(hessian))
-    # H = LLᵀ with the columns in reverse gives U = L⁻¹ in reverse: an inverse of a triangle, and no H⁻¹.
+    # H = LLᵀ with rows and columns in reverse gives U = L⁻¹ in reverse, without H⁻¹ and its rounding.
     lower = np.linalg.cholesky(damped[::-1, ::-1])
-    inverse = np.linalg.inv(lower)
-    return np.ascontiguousarray(inverse[::-1, ::-1], np.float32)
+    return np.ascontiguousarray(np.linalg.inv(lower)[::-1, ::-1], np.float32)
 
 
 def _best_scales(

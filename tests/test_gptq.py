@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from test_quantize import dequantize
 
 from export import gptq as module
-from export.gptq import gptq
+from export.gptq import error_factor, gptq
 from export.quantize import quantize_blocks, unpacked_blocks
 from runtime.errors import ExportError
 
@@ -37,7 +37,7 @@ def test_products_are_closer_than_with_rounding_to_nearest(
 ) -> None:
     weight, hessian = correlated(seed, 8, columns)
     nearest = quantize_blocks(weight, bits, block_size, bits == 8)
-    made_up = gptq(weight, hessian, bits, block_size, bits == 8)
+    made_up = gptq(weight, error_factor(hessian), bits, block_size, bits == 8)
     before = loss(weight, unpacked_blocks(nearest, columns, bits), hessian)
     after = loss(weight, unpacked_blocks(made_up, columns, bits), hessian)
     assert after < 0.7 * before
@@ -52,7 +52,7 @@ def test_inputs_that_do_not_correlate_are_rounded_to_nearest(
     monkeypatch.setattr(module, "SHRINKAGE", np.ones(1, np.float32))
     weight = np.random.default_rng(columns).normal(size=(5, columns)).astype(np.float32)
     nearest = quantize_blocks(weight, bits, block_size, symmetric)
-    found = gptq(weight, np.eye(columns), bits, block_size, symmetric)
+    found = gptq(weight, error_factor(np.eye(columns)), bits, block_size, symmetric)
     np.testing.assert_array_equal(found.packed, nearest.packed)
     np.testing.assert_array_equal(found.scales, nearest.scales)
     if nearest.zero_points is None:
@@ -64,7 +64,7 @@ def test_inputs_that_do_not_correlate_are_rounded_to_nearest(
 def test_a_searched_scale_is_no_worse() -> None:
     weight, _ = correlated(3, 16, 64)
     nearest = quantize_blocks(weight, 4, 32, symmetric=False)
-    searched = gptq(weight, np.eye(64), 4, 32, symmetric=False)
+    searched = gptq(weight, error_factor(np.eye(64)), 4, 32, symmetric=False)
     ones = np.eye(64)
     before = loss(weight, unpacked_blocks(nearest, 64, 4), ones)
     assert loss(weight, unpacked_blocks(searched, 64, 4), ones) < 0.95 * before
@@ -72,7 +72,7 @@ def test_a_searched_scale_is_no_worse() -> None:
 
 def test_the_same_input_gives_the_same_bytes() -> None:
     weight, hessian = correlated(1, 32, 96)
-    first, second = (gptq(weight.copy(), hessian.copy(), 4, 32, False) for _ in range(2))
+    first, second = (gptq(weight.copy(), error_factor(hessian), 4, 32, False) for _ in range(2))
     for one, other in zip(first, second, strict=True):
         assert one is not None
         assert other is not None
@@ -81,17 +81,17 @@ def test_the_same_input_gives_the_same_bytes() -> None:
 
 def test_rows_know_nothing_of_each_other() -> None:
     weight, hessian = correlated(2, 6, 64)
-    whole = unpacked_blocks(gptq(weight, hessian, 4, 32, False), 64, 4)
-    half = unpacked_blocks(gptq(weight[3:], hessian, 4, 32, False), 64, 4)
+    whole = unpacked_blocks(gptq(weight, error_factor(hessian), 4, 32, False), 64, 4)
+    half = unpacked_blocks(gptq(weight[3:], error_factor(hessian), 4, 32, False), 64, 4)
     np.testing.assert_allclose(whole[3:], half, rtol=1e-5, atol=1e-6)
 
 
 def test_an_input_that_was_never_heard_is_no_obstacle() -> None:
     weight, hessian = correlated(4, 6, 64)
     hessian[7] = hessian[:, 7] = 0
-    rounded = unpacked_blocks(gptq(weight, hessian, 4, 32, False), 64, 4)
+    rounded = unpacked_blocks(gptq(weight, error_factor(hessian), 4, 32, False), 64, 4)
     assert np.isfinite(rounded).all()
-    silent = unpacked_blocks(gptq(weight, np.zeros((64, 64)), 4, 32, False), 64, 4)
+    silent = unpacked_blocks(gptq(weight, error_factor(np.zeros((64, 64))), 4, 32, False), 64, 4)
     assert np.abs(silent - weight).max() < 0.3
 
 
@@ -101,10 +101,10 @@ def test_numbers_that_are_none_are_refused(value: float) -> None:
     broken = weight.copy()
     broken[1, 2] = value
     with pytest.raises(ExportError, match="NaN or infinite"):
-        gptq(broken, hessian, 4, 32, False)
+        gptq(broken, error_factor(hessian), 4, 32, False)
     hessian[3, 3] = value
     with pytest.raises(ExportError, match="NaN or infinite"):
-        gptq(weight, hessian, 4, 32, False)
+        error_factor(hessian)
 
 
 @pytest.mark.parametrize(("bits", "symmetric"), [(4, False), (8, True), (8, False)])

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from safetensors.numpy import load_file, save_file
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
-from export.gptq import gptq
+from export.gptq import error_factor, gptq
 from export.matrix import whole_block
 from export.quantize import Blocks, unpacked_blocks
 from export.rounded import ROUNDED
@@ -80,9 +80,9 @@ def round_weights(
                 progress("rounding the vocabulary", 0, 0)
                 forms[end.name] = end.tried(scratch)
             continue
-        tried = []
+        tried, factor = [], error_factor(seen.inputs)
         for bits, size in _sizes(seen.weight.shape[1]):
-            blocks = _rounded(seen.weight, seen.inputs, bits, size)
+            blocks = _rounded(seen.weight, factor, bits, size)
             cost = layer_cost(seen, unpacked_blocks(blocks, seen.weight.shape[1], bits), positions)
             tried.append(_kept(scratch, seen.name, blocks, bits, size, cost))
         forms[seen.name] = tried
@@ -115,10 +115,10 @@ class _End:
     def tried(self, scratch: Path) -> list[Form]:
         """Every form, rounded and weighed."""
         columns = self.weight.shape[1]
-        inputs = self.ends.inputs if self.multiplied else np.eye(columns)
+        factor = error_factor(self.ends.inputs if self.multiplied else np.eye(columns))
         found = []
         for bits, size in _sizes(columns):
-            blocks = _rounded(self.weight, inputs, bits, size)
+            blocks = _rounded(self.weight, factor, bits, size)
             rounded = unpacked_blocks(blocks, columns, bits)
             cost = head_cost(self.ends, self.weight, rounded) if self.multiplied else 0.0
             cost += embedding_cost(self.ends, self.weight, rounded) if self.looked_up else 0.0
@@ -138,9 +138,9 @@ def _sizes(columns: int) -> list[tuple[int, int]]:
     return [(bits, size) for bits in BITS for size in sorted({whole_block(columns, size) for size in SIZES})]
 
 
-def _rounded(weight: NDArray[np.float32], inputs: NDArray[np.float64], bits: int, block_size: int) -> Blocks:
+def _rounded(weight: NDArray[np.float32], factor: NDArray[np.float32], bits: int, block_size: int) -> Blocks:
     parts = [
-        gptq(weight[at : at + ROWS], inputs, bits, block_size, bits == 8)
+        gptq(weight[at : at + ROWS], factor, bits, block_size, bits == 8)
         for at in range(0, len(weight), ROWS)
     ]
     zeros = [part.zero_points for part in parts if part.zero_points is not None]
