@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from export.quantize import SMALLEST_SCALE, Blocks, packed_blocks
 from runtime.errors import ExportError
 
-DAMPING = 0.01
+DAMPING = 0.02
 """Added to H's diagonal, times its mean: directions that the sample hardly has are not to be relied on."""
 SHRINKAGE = np.linspace(1.0, 0.6, 9, dtype=np.float32)
 """Shares of a block's range that its integers may span: large outliers are cut where that pays."""
@@ -82,10 +82,12 @@ def error_factor(hessian: NDArray[np.float64]) -> NDArray[np.float32]:
     """
     if not np.isfinite(hessian).all():
         raise ExportError("an activation is NaN or infinite, so it cannot be calibrated on")
-    mean = float(np.diagonal(hessian).mean()) or 1.0
-    damped = hessian + DAMPING * mean * np.eye(len(hessian))
     # H = LLᵀ with rows and columns in reverse gives U = L⁻¹ in reverse, without H⁻¹ and its rounding.
-    lower = np.linalg.cholesky(damped[::-1, ::-1])
+    work = hessian[::-1, ::-1].copy()
+    diagonal = range(len(work))
+    work[diagonal, diagonal] += DAMPING * (float(np.diagonal(hessian).mean()) or 1.0)
+    lower = np.linalg.cholesky(work)
+    del work  # of thousands of columns, no more of these is in memory than must be
     return np.ascontiguousarray(np.linalg.inv(lower)[::-1, ::-1], np.float32)
 
 

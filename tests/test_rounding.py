@@ -137,25 +137,34 @@ def test_the_ends_cost_what_they_change(llama: Path, tmp_path: Path) -> None:
 
 
 FORMS = {
-    "a": [Form(4, 64, 10, 1.0), Form(4, 32, 12, 0.9), Form(8, 64, 20, 0.0)],
+    "head": [Form(4, 64, 100, 1.0), Form(8, 64, 180, 0.0)],
+    "embedding": [Form(4, 64, 50, 0.0)],
+    "a": [Form(4, 64, 10, 1.0), Form(4, 32, 12, 0.95), Form(8, 64, 20, 0.0)],
     "b": [Form(4, 64, 10, 0.3), Form(8, 64, 20, 0.1), Form(8, 32, 22, 0.2)],
 }
 
 
 def test_the_frontier_buys_what_saves_most() -> None:
     points = frontier(FORMS)
-    assert [(point.nbytes, round(point.kl, 9)) for point in points] == [(20, 1.3), (30, 0.3), (40, 0.1)]
-    assert points[1].forms == {"a": FORMS["a"][2], "b": FORMS["b"][0]}, "a's 4 bits in 32 lie above the hull"
-    assert "saved by a" in points[1].reason
-    assert within_bytes(points, 39) is points[1]
-    assert within_bytes(points, 40) is points[2]
-    assert within_kl(points, 0.3) is points[1]
+    figures = [(point.nbytes, round(point.kl, 9)) for point in points]
+    assert figures == [(170, 2.3), (180, 1.3), (190, 1.1), (260, 0.3), (270, 0.1)]
+    assert points[1].forms["a"] == Form(8, 64, 20, 0.0), "a's 4 bits in 32 lie above its hull"
+    assert within_bytes(points, 269) is points[3]
+    assert within_bytes(points, 270) is points[4]
+    assert within_kl(points, 0.3) is points[3]
+
+
+def test_a_step_that_does_not_fit_keeps_no_smaller_one_from_being_taken() -> None:
+    points = frontier({**FORMS, "head": [Form(4, 64, 100, 1.0), Form(8, 64, 180, 0.0)]})
+    tight = within_bytes(points, 259)
+    assert (tight.nbytes, round(tight.kl, 9)) == (190, 1.1)
+    assert tight.forms["head"].bits == 4
 
 
 def test_a_budget_that_nothing_meets_names_what_comes_nearest() -> None:
     points = frontier(FORMS)
-    with pytest.raises(StageError, match=r"the smallest has 0\.0 MB at a divergence of 1\.3") as smallest:
-        within_bytes(points, 19)
+    with pytest.raises(StageError, match=r"the smallest has 0\.0 MB at a divergence of 2\.3") as smallest:
+        within_bytes(points, 169)
     with pytest.raises(StageError, match=r"the closest diverges by 0\.1"):
         within_kl(points, 0.09)
     assert smallest.value.exit_code == 3

@@ -254,6 +254,19 @@ def test_int8_is_calibrated_on_the_base_with_every_tasks_conversations(
     assert not (runs / "tiny" / "calibration").exists()
 
 
+def test_int4_is_rounded_on_the_base_with_every_tasks_conversations(
+    built: tuple[BuiltTasks, Recorder], project: Path, runs: Path
+) -> None:
+    recorder = Recorder()
+    build_tasks(settings(project, "export.precision=int4"), runs, recorder, until="onnx")
+    assert recorder.ran == ["rounding", "onnx"]
+    record_of = json.loads((runs / "tiny" / "rounding" / "stage.json").read_text())
+    assert set(record_of["inputs"]) == {"checkpoint", "data-climate", "data-windows"}
+    assert len(record_of["figures"]["forms"]) == 9
+    build_tasks(settings(project), runs, Recorder())
+    assert not (runs / "tiny" / "rounding").exists()
+
+
 def test_a_task_that_fails_refuses_the_bundle_and_is_named(
     built: tuple[BuiltTasks, Recorder], project: Path, runs: Path, tmp_path: Path
 ) -> None:

@@ -2,14 +2,15 @@
 
 Errors of different matrices hardly meet: to second order, the divergence of a model is the sum of what each
 rounded matrix costs alone. The best choice within a budget then lies on the lower convex hull of each
-matrix's forms, and is found by buying the steps along the hulls that save the most divergence per byte.
+matrix's forms, and is found by buying the steps along the hulls that save the most divergence per byte. An
+embedding is too large a step for that, so of the two largest matrices every form is tried with all others.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
+from itertools import pairwise, product
 
 from runtime.errors import StageError
 
@@ -39,13 +40,11 @@ class Point:
         nbytes: of all matrices.
         kl: the sum of theirs.
         forms: matrix → its form.
-        reason: why the last matrix that changed did; empty of the smallest choice.
     """
 
     nbytes: int
     kl: float
     forms: Mapping[str, Form]
-    reason: str
 
 
 def frontier(forms: Mapping[str, Sequence[Form]]) -> list[Point]:
@@ -54,18 +53,31 @@ def frontier(forms: Mapping[str, Sequence[Form]]) -> list[Point]:
     Args:
         forms: matrix → the ways to store it; at least one.
     """
-    hulls = {name: _hull(each) for name, each in forms.items()}
-    chosen = {name: hull[0] for name, hull in hulls.items()}
+    by_size = sorted(forms, key=lambda name: (-min(form.nbytes for form in forms[name]), name))
+    largest, others = by_size[:2], by_size[2:]
+    hulls = {name: _hull(forms[name]) for name in others}
+    found: list[Point] = []
+    for picked in product(*(forms[name] for name in largest)):
+        found += _bought(dict(zip(largest, picked, strict=True)), hulls)
+    points: list[Point] = []
+    for point in sorted(found, key=lambda point: (point.nbytes, point.kl)):
+        if not points or point.kl < points[-1].kl:
+            points.append(point)
+    return points
+
+
+def _bought(given: Mapping[str, Form], hulls: Mapping[str, Sequence[Form]]) -> Iterator[Point]:
+    """Beside given forms the smallest of every other matrix, then step by step what saves most per byte."""
+    chosen = {**given, **{name: hull[0] for name, hull in hulls.items()}}
+    yield _point(chosen)
     steps = sorted(
-        (-(before.kl - after.kl) / (after.nbytes - before.nbytes), name, number)
+        ((after.kl - before.kl) / (after.nbytes - before.nbytes), name, number)
         for name, hull in hulls.items()
         for number, (before, after) in enumerate(pairwise(hull), start=1)
     )
-    points = [_point(chosen, "")]
-    for slope, name, number in steps:
+    for _, name, number in steps:
         chosen = {**chosen, name: hulls[name][number]}
-        points.append(_point(chosen, f"{-slope * 1e6:.3g} nats per MB saved by {name}"))
-    return points
+        yield _point(chosen)
 
 
 def within_bytes(points: Sequence[Point], budget: int) -> Point:
@@ -123,10 +135,6 @@ def _above(left: Form, middle: Form, right: Form) -> bool:
     return rise >= (right.kl - left.kl) * (middle.nbytes - left.nbytes)
 
 
-def _point(chosen: Mapping[str, Form], reason: str) -> Point:
-    return Point(
-        sum(form.nbytes for form in chosen.values()),
-        sum(form.kl for form in chosen.values()),
-        chosen,
-        reason,
-    )
+def _point(chosen: Mapping[str, Form]) -> Point:
+    forms = chosen.values()
+    return Point(sum(form.nbytes for form in forms), sum(form.kl for form in forms), chosen)

@@ -27,7 +27,8 @@ def layer_cost(seen: Seen, rounded: NDArray[np.float32], positions: int) -> floa
 
 def embedding_cost(ends: Ends, weight: NDArray[np.float32], rounded: NDArray[np.float32]) -> float:
     """To second order, of the matrix [V, hidden] that tokens are looked up in."""
-    squares = np.square(rounded - weight, dtype=np.float64).sum(axis=1)
+    error = rounded - weight
+    squares = np.einsum("vk,vk->v", error, error, dtype=np.float64)
     return float(squares @ ends.embedding) / (2 * len(ends.hidden))
 
 
