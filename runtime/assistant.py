@@ -238,9 +238,9 @@ class Assistant:
         """Token ids that `call` feeds for an utterance.
 
         Raises:
-            PromptError: the utterance is empty or contains a control token.
+            PromptError: the utterance is empty, contains a control token, or is far longer than the context.
         """
-        return self._chat.prompt(self.messages(utterance), self._shown)
+        return self._chat.prompt(self.messages(utterance), self._shown, self.manifest.limits.context)
 
     def call(
         self,
@@ -353,7 +353,7 @@ class Assistant:
             InferenceError: while reading, the model's numbers are not finite.
         """
         stopping = Stopping(deadline_s, cancel)
-        prompt = self._chat.prompt(messages, self._shown)
+        prompt = self._chat.prompt(messages, self._shown, self.manifest.limits.context)
         room = self._room(prompt, max_new_tokens)
         named = self._tasks.used if isinstance(task, Used) else task
         self._tasks.lane(named)
@@ -384,7 +384,7 @@ class Assistant:
         for turn, message in enumerate(messages):
             if turn and message["role"] == "assistant":
                 with suppress(PromptError):
-                    earlier = self._chat.prompt(messages[:turn], self._shown)
+                    earlier = self._chat.rendered(messages[:turn], self._shown)
                     if prompt[: len(earlier)] == earlier:
                         ends.append(len(earlier))
         cuts = sorted({0, *ends, len(prompt)})

@@ -25,6 +25,9 @@ from runtime.calls import Tool
 from runtime.errors import BundleError, PromptError
 from runtime.schema import JSONValue
 
+_CHARACTERS_A_TOKEN = 4
+"""About as many as a token has where it has many."""
+
 
 class Message(TypedDict):
     """One turn: `role` is system, user or assistant."""
@@ -62,21 +65,33 @@ class Chat:
         added = self.tokenizer.get_added_tokens_decoder()
         self._special = {number: token.content for number, token in added.items() if token.special}
 
-    def prompt(self, messages: Sequence[Message], tools: Sequence[Tool] = ()) -> list[int]:
+    def prompt(
+        self, messages: Sequence[Message], tools: Sequence[Tool] = (), context: int | None = None
+    ) -> list[int]:
         """Token ids of a conversation, up to where the assistant's answer begins.
 
         Args:
             messages: the turns, at least one.
             tools: functions that the template itself presents to the model; none for one that does not.
+            context: most tokens there is room for: a message that is far too long is not read to its end.
 
         Raises:
-            PromptError: there are no messages; one is malformed or spells a control token, which would
-                let what somebody says end its own turn; or the template refuses the conversation.
+            PromptError: there are no messages; one is malformed, does not fit the context, or spells a
+                control token, which would let what somebody says end its own turn; or the template
+                refuses the conversation.
         """
         if not messages:
             raise PromptError("a conversation needs at least one message")
         for index, message in enumerate(messages):
-            self._check(message, index)
+            self._check(message, index, context)
+        return self.rendered(messages, tools)
+
+    def rendered(self, messages: Sequence[Message], tools: Sequence[Tool] = ()) -> list[int]:
+        """As `prompt`, for messages that it has let pass.
+
+        Raises:
+            PromptError: the template refuses the conversation.
+        """
         presented = [_openai(tool) for tool in tools] or None
         try:
             text = self._template.render(
@@ -104,20 +119,38 @@ class Chat:
         ids: list[int] = self.tokenizer.encode(text, add_special_tokens=False).ids
         return ids
 
-    def _check(self, message: Mapping[str, object], index: int) -> None:
+    def _check(self, message: Mapping[str, object], index: int, context: int | None) -> None:
         if not isinstance(message, Mapping) or set(message) != {"role", "content"}:
             raise PromptError(f'message {index} must have exactly "role" and "content"')
         role, content = message["role"], message["content"]
         if not isinstance(role, str) or not isinstance(content, str):
             raise PromptError(f'"role" and "content" of message {index} must be strings')
         for spoken in (role, content):
-            if any("\ud800" <= character <= "\udfff" for character in spoken):
-                raise PromptError(f"message {index} is not valid Unicode; send whole characters")
+            try:
+                spoken.encode()
+            except UnicodeEncodeError:
+                raise PromptError(f"message {index} is not valid Unicode; send whole characters") from None
+            if context is not None and self._has_more_tokens(spoken, context):
+                raise PromptError(
+                    f"message {index} has more than {context} tokens, and the context holds {context}, "
+                    "answer included; shorten it"
+                )
             # Encoded rather than searched: the tokenizer alone decides what it takes for a token.
             found = self._special.keys() & self._encode(spoken)
             if found:
                 names = ", ".join(sorted(self._special[number] for number in found))
                 raise PromptError(f"message {index} contains the control token {names}; remove it")
+
+    def _has_more_tokens(self, text: str, count: int) -> bool:
+        """Whether a long text surely has more tokens, by as much of it as shows that."""
+        read = _CHARACTERS_A_TOKEN * count
+        while read < len(text):
+            words = self.tokenizer.encode(text[:read], add_special_tokens=False).word_ids
+            # The last word may be cut, which spells it otherwise near the cut.
+            if len(words) - words.count(words[-1]) > count or len(words) > 2 * count:
+                return True
+            read *= 2
+        return False
 
 
 class DetokenizerStream:

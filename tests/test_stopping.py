@@ -162,6 +162,28 @@ def test_a_prompt_past_the_context_is_refused_before_the_model_runs(
     assert fed == []
 
 
+@pytest.mark.parametrize("text", ["open the window " * 1_000_000, "车窗" * 1_000_000, "x" * 1_000_000])
+def test_of_a_prompt_that_is_far_too_long_little_is_read(
+    assistant: Assistant, text: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Encoding all of it would take seconds; there are 256 tokens to be had."""
+    encode, read = assistant._chat._has_more_tokens, []
+
+    class Counting:
+        def __init__(self, tokenizer: Any) -> None:
+            self._tokenizer = tokenizer
+
+        def encode(self, text: str, **options: Any) -> Any:
+            read.append(len(text))
+            return self._tokenizer.encode(text, **options)
+
+    assert not encode("short", 256)
+    monkeypatch.setattr(assistant._chat, "tokenizer", Counting(assistant._chat.tokenizer))
+    with pytest.raises(PromptError, match="the context holds 256, answer included; shorten it"):
+        assistant.call(text)
+    assert sum(read) < 20_000
+
+
 def test_numbers_that_are_not_finite_end_an_answer_and_not_the_assistant(
     assistant: Assistant, tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
