@@ -33,6 +33,7 @@ CONVERSATIONS = [
     Conversation("a", TOKENS, 4),
     Conversation("b", tuple(reversed(TOKENS)), 4),
     Conversation("c", TOKENS[5:25], 4),
+    Conversation("d", TOKENS[10:], 4),
 ]
 
 
@@ -111,10 +112,12 @@ def test_a_cost_is_the_divergence_that_it_foretells(
 def test_what_is_seen_is_counted_token_by_token(llama: Path, tmp_path: Path) -> None:
     seen, ends = swept(llama, tmp_path, 1)
     assert len(seen) == 12
-    assert len(ends.hidden) == sum(one.positions for one in CONVERSATIONS)
+    assert len(ends.hidden) == CONVERSATIONS[0].positions, "one of four is to judge by"
     for one in seen.values():
         assert one.inputs.shape == (one.weight.shape[1],) * 2
+        assert one.apart.shape == one.inputs.shape
         np.testing.assert_allclose(one.inputs, one.inputs.T)
+        assert 0 < one.apart.trace() < one.inputs.trace()
         assert one.rows.sum() == pytest.approx(1)
     stacked = seen["model.layers.1.self_attn.qkv_proj.weight"].weight
     np.testing.assert_array_equal(

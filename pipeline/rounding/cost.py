@@ -18,10 +18,10 @@ def layer_cost(seen: Seen, rounded: NDArray[np.float32], positions: int) -> floa
     Args:
         seen: the matrix [N, K] and what it reads.
         rounded: what it became, [N, K].
-        positions: how many predictions `seen` was weighed with.
+        positions: how many predictions `seen.apart` was weighed with.
     """
     error = rounded - seen.weight
-    squares = np.einsum("nk,nk->n", error @ seen.inputs.astype(np.float32), error, dtype=np.float64)
+    squares = np.einsum("nk,nk->n", error @ seen.apart.astype(np.float32), error, dtype=np.float64)
     return float(squares @ seen.rows) / (2 * positions)
 
 
@@ -29,7 +29,7 @@ def embedding_cost(ends: Ends, weight: NDArray[np.float32], rounded: NDArray[np.
     """To second order, of the matrix [V, hidden] that tokens are looked up in."""
     error = rounded - weight
     squares = np.einsum("vk,vk->v", error, error, dtype=np.float64)
-    return float(squares @ ends.embedding) / (2 * len(ends.hidden))
+    return float(squares @ ends.embedding) / 2
 
 
 def head_cost(ends: Ends, weight: NDArray[np.float32], rounded: NDArray[np.float32]) -> float:

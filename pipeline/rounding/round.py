@@ -71,7 +71,7 @@ def round_weights(
     """
     records = first_records(data, conversations)
     side_by_side = batches(_conversations(checkpoint, data[0], records, system))
-    positions = int(sum(batch.counted.sum() for batch in side_by_side))
+    positions = int(sum(batch.counted.sum() for batch in side_by_side if batch.apart))
     layers = Layers(checkpoint)
     forms: dict[str, list[Form]] = {}
     for seen in sweep(layers, side_by_side, SEED, scratch, progress):

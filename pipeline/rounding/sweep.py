@@ -24,6 +24,8 @@ from runtime.errors import CheckpointError
 
 MOST_TOKENS = 1024
 """Of conversations that run side by side."""
+ONE_OF = 4
+"""Of so many conversations one says what a rounding costs, and the others how to round."""
 ROWS = 256
 """Positions whose probabilities are in memory at once."""
 _TINY = 1e-30
@@ -36,13 +38,15 @@ class Seen:
     Attributes:
         name: as the graph stores it.
         weight: [N, K].
-        inputs: [K, K], the sum of x xᵀ over all tokens, each times its |g|².
+        inputs: [K, K], the sum of x xᵀ over the tokens to round by, each times its |g|².
+        apart: [K, K], the same over the tokens to judge by.
         rows: [N], each output's share of the sum of all g²; they sum to 1.
     """
 
     name: str
     weight: NDArray[np.float32]
     inputs: NDArray[np.float64]
+    apart: NDArray[np.float64]
     rows: NDArray[np.float64]
 
 
@@ -53,10 +57,12 @@ class Batch:
     Attributes:
         ids: (B, S) token ids, padded behind.
         counted: (B, S), whether the prediction at a position is one of those that count.
+        apart: whether they are to judge by, not to round by: what was fitted to a sample looks better on it.
     """
 
     ids: torch.Tensor
     counted: torch.Tensor
+    apart: bool
 
 
 @dataclass(frozen=True)
@@ -64,10 +70,10 @@ class Ends:
     """The two ends of a model, where its vocabulary is.
 
     Attributes:
-        hidden: (P, hidden), what the head reads at the counted positions.
-        inputs: [hidden, hidden], the sum of x xᵀ over these.
+        hidden: (P, hidden), what the head reads at the positions to judge by.
+        inputs: [hidden, hidden], the sum of x xᵀ over those to round by.
         embedding: [V], how much a row's error matters: the sum of |g|² wherever its token was read, over
-            the width.
+            the width and the number of all positions.
     """
 
     hidden: torch.Tensor
@@ -76,16 +82,22 @@ class Ends:
 
 
 def batches(conversations: Sequence[Conversation]) -> list[Batch]:
-    """Conversations in groups of like length."""
-    groups = alike([len(conversation.tokens) for conversation in conversations], MOST_TOKENS)
+    """Conversations in groups of like length; every `ONE_OF`-th conversation is to judge by."""
     found = []
-    for group in groups:
+    for apart in (False, True):
+        found += _alike([one for at, one in enumerate(conversations) if (at % ONE_OF == 0) == apart], apart)
+    return found
+
+
+def _alike(conversations: Sequence[Conversation], apart: bool) -> list[Batch]:
+    found = []
+    for group in alike([len(conversation.tokens) for conversation in conversations], MOST_TOKENS):
         members = [conversations[index] for index in group]
         ids, _ = padded(members)
         at = np.arange(ids.shape[1])
         ends = np.array([(one.start - 1, len(one.tokens) - 1) for one in members])
         counted = (at >= ends[:, :1]) & (at < ends[:, 1:])
-        found.append(Batch(torch.from_numpy(ids), torch.from_numpy(counted)))
+        found.append(Batch(torch.from_numpy(ids), torch.from_numpy(counted), apart))
     return found
 
 
@@ -112,7 +124,7 @@ def sweep(
         layer = layers.layer(number)
         with torch.no_grad():
             streams = [layer.run(stream) for stream in streams]
-    hidden, gradients = _drawn(layers, streams, side_by_side, seed)
+    read, gradients = _drawn(layers, streams, side_by_side, seed)
     for number in reversed(range(count)):
         progress("weighing", 2 * count - number - 1, 2 * count)
         streams = torch.load(scratch / f"{number}.pt")
@@ -120,21 +132,26 @@ def sweep(
         layer = layers.layer(number)
         watched = [_Watched(layer, site) for site in SITES]
         gradients = [
-            _back(layer, watched, stream, gradient)
-            for stream, gradient in zip(streams, gradients, strict=True)
+            _back(layer, watched, batch, stream, gradient)
+            for batch, stream, gradient in zip(side_by_side, streams, gradients, strict=True)
         ]
         for each in watched:
             yield each.seen()
     rows = torch.zeros(layers.architecture.vocabulary, dtype=torch.float64)
     for batch, gradient in zip(side_by_side, gradients, strict=True):
         rows.index_add_(0, batch.ids.flatten(), gradient.double().square().mean(dim=-1).flatten())
-    yield Ends(hidden, (hidden.T @ hidden).double().numpy(), rows.numpy())
+    rows /= sum(len(hidden) for hidden in read)
+    given = {
+        apart: torch.cat([x for x, batch in zip(read, side_by_side, strict=True) if batch.apart == apart])
+        for apart in (False, True)
+    }
+    yield Ends(given[True], (given[False].T @ given[False]).double().numpy(), rows.numpy())
 
 
 def _drawn(
     layers: Layers, streams: Sequence[torch.Tensor], side_by_side: Sequence[Batch], seed: int
-) -> tuple[torch.Tensor, list[torch.Tensor]]:
-    """What the head reads (P, hidden), and the gradient of each stream in the log-probability of a draw.
+) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
+    """Of each batch what the head reads (P, hidden), and the stream's gradient in a draw's log-probability.
 
     In the logits that gradient is 1 at the token drawn less the probabilities.
     """
@@ -159,7 +176,7 @@ def _drawn(
         hidden.backward(upstream)  # type: ignore[no-untyped-call]
         assert behind.grad is not None
         gradients.append(behind.grad)
-    return torch.cat(read), gradients
+    return read, gradients
 
 
 class _Watched:
@@ -169,7 +186,8 @@ class _Watched:
         self._name = layer.full_name(site)
         self._modules = layer.linears(site)
         columns = self._modules[0].in_features
-        self._inputs = torch.zeros(columns, columns, dtype=torch.float64)
+        self._inputs = torch.zeros(columns, columns)
+        self._apart = torch.zeros(columns, columns)
         self._rows = [torch.zeros(module.out_features, dtype=torch.float64) for module in self._modules]
         self._x = torch.zeros(0)
         self._loud: list[torch.Tensor] = []
@@ -193,10 +211,10 @@ class _Watched:
         rows += squares.sum(dim=0)
         self._loud.append(squares.sum(dim=1))
 
-    def add(self) -> None:
+    def add(self, apart: bool) -> None:
         """Count what one batch read, after it was run back."""
         weighed = self._x * torch.stack(self._loud).sum(dim=0).sqrt()[:, None]
-        self._inputs += weighed.T @ weighed
+        (self._apart if apart else self._inputs).addmm_(weighed.T, weighed)
 
     def seen(self) -> Seen:
         """What all batches have shown; the site is watched no longer."""
@@ -204,16 +222,19 @@ class _Watched:
             hook.remove()
         weight = torch.cat([module.weight for module in self._modules]).numpy()
         rows = torch.cat(self._rows)
-        return Seen(self._name, weight, self._inputs.numpy(), (rows / rows.sum().clamp_min(_TINY)).numpy())
+        shares = rows / rows.sum().clamp_min(_TINY)
+        return Seen(
+            self._name, weight, self._inputs.double().numpy(), self._apart.double().numpy(), shares.numpy()
+        )
 
 
 def _back(
-    layer: Layer, watched: Sequence[_Watched], stream: torch.Tensor, gradient: torch.Tensor
+    layer: Layer, watched: Sequence[_Watched], batch: Batch, stream: torch.Tensor, gradient: torch.Tensor
 ) -> torch.Tensor:
     """One batch through the layer and back: the gradient behind it → that before it."""
     before = stream.clone().requires_grad_()
     layer.run(before).backward(gradient)  # type: ignore[no-untyped-call]
     for each in watched:
-        each.add()
+        each.add(batch.apart)
     assert before.grad is not None
     return before.grad
