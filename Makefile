@@ -28,8 +28,9 @@ lint: $(READY)  ## ruff and mypy
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-bench: $(READY)  ## side by side with named peers; see benchmarks/README.md
-	$(BIN)/python benchmarks/speed.py
+bench: $(READY)  ## how fast the demo's bundle is here; benchmarks/README.md has it beside named peers
+	$(BIN)/python -m runtime runs/smollm2-135m/bundle --bench
+	$(BIN)/python benchmarks/operators.py runs/smollm2-135m/bundle
 
 $(READY): pyproject.toml constraints.txt
 	$(PYTHON) -c "import sys; sys.exit(sys.version_info < (3, 11) and 'cockpit-edge needs Python 3.11 or newer; name one with make PYTHON=...')"
