@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tokenizers import Tokenizer
+from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 
 from runtime.calls import AnswerForm, Call, Tool, call_grammar, call_text
 from runtime.constraint import Constraint
@@ -94,3 +94,59 @@ def test_what_the_grammar_does_not_allow_is_an_error_of_one_line(
     with pytest.raises(ConstraintError, match="the grammar cannot go on") as caught:
         answer.take(tokenizer.encode("x", add_special_tokens=False).ids[0])
     assert "\n" not in str(caught.value)
+
+
+THREES = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*"
+    r"|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+"""How Llama 3 splits a text into words; Qwen2.5 does likewise, a digit at a time."""
+
+
+@pytest.mark.parametrize("form", ["json", "hermes"])
+@pytest.mark.parametrize("words", [THREES, THREES.replace("{1,3}", ""), None])
+def test_tokenizers_that_split_words_otherwise(
+    words: str | None, form: AnswerForm, tiny_tools: tuple[Tool, ...]
+) -> None:
+    """Digits by threes or alone, quotes that belong to letters, line ends to brackets; or no words at all."""
+    answers = [
+        [Call("climate_set_temperature", {"zone": zone, "celsius": celsius})]
+        + [Call("light_set_hazard", {"on": on})] * more
+        for zone in ("driver", "all")
+        for celsius in (16, 22.5, 30)
+        for on in (True, False)
+        for more in (0, 1)
+    ]
+    answers += [[Call("window_set_position", {"window": "all", "percent": n})] for n in (0, 7, 50, 100)]
+    answers += [
+        [Call("media_play", {"title": title})] for title in ("a b", '"', "\n", "车窗 2", "1234", "'s")
+    ]
+    answers.append([])
+    texts = [call_text(calls, tiny_tools, form) for calls in answers]
+    other = Tokenizer(models.BPE())
+    spell = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    split = [pre_tokenizers.Split(Regex(words), "isolated")] if words else []
+    other.pre_tokenizer = pre_tokenizers.Sequence([*split, spell])
+    other.decoder = decoders.ByteLevel()
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    trainer = trainers.BpeTrainer(
+        vocab_size=600,
+        special_tokens=["<begin>", "<pad>", "<end>"],
+        initial_alphabet=alphabet,
+        show_progress=False,
+    )
+    other.train_from_iterator([text for text in texts for _ in range(3)], trainer)
+    constraint = Constraint(other.to_str(), other.get_vocab_size(), [STOP], call_grammar(tiny_tools, form))
+    asked = 0
+    for text in texts:
+        trained = [*other.encode(text, add_special_tokens=False).ids, STOP]
+        answer = constraint.begin(other)
+        said = answer.forced()
+        while len(said) < len(trained):
+            assert said == trained[: len(said)]
+            assert trained[len(said)] in answer.allowed()
+            said += answer.take(trained[len(said)])
+            asked += 1
+        assert said == trained
+    if words:
+        assert asked < sum(len(other.encode(text).ids) for text in texts) / 2
