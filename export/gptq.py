@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from export.quantize import SMALLEST_SCALE, Blocks, packed_blocks
 from runtime.errors import ExportError
 
-DAMPING = 0.02
+DAMPING = 0.05
 """Added to H's diagonal, times its mean: directions that the sample hardly has are not to be relied on."""
 SHRINKAGE = np.linspace(1.0, 0.6, 9, dtype=np.float32)
 """Shares of a block's range that its integers may span: large outliers are cut where that pays."""
