@@ -40,7 +40,7 @@ def calibrate(
         progress: told of every conversation.
 
     Raises:
-        CheckpointError: the checkpoint cannot be loaded, or has no gate and up.
+        CheckpointError: the checkpoint cannot be loaded, has no gate and up, or gives no finite numbers.
         DataError: too few different conversations, or a malformed record.
     """
     records = first_records(data, conversations)
@@ -52,6 +52,8 @@ def calibrate(
             model(input_ids=torch.tensor([ids]), use_cache=False, logits_to_keep=1)
         tokens += len(ids)
         progress("calibrating", done, len(records))
+    if broken := [name for name, values in loudest.items() if not values.isfinite().all()]:
+        raise CheckpointError(f"{checkpoint} gives NaN or infinite numbers, first in {broken[0]}")
     save_file({name: values.numpy() for name, values in loudest.items()}, out / ACTIVATIONS)
     return {"conversations": len(records), "tokens": tokens}
 

@@ -69,6 +69,27 @@ def test_what_is_noted_is_what_gate_and_up_read(tiny_checkpoint: Path, data: Pat
     np.testing.assert_allclose(Calibration(calibration).mlp_input(1, HIDDEN), loudest, rtol=1e-5)
 
 
+def test_the_same_conversations_give_the_same_bytes(
+    tiny_checkpoint: Path, data: Path, calibration: Path, tmp_path: Path
+) -> None:
+    calibrate(tiny_checkpoint, [data], SYSTEM, 10, tmp_path, silent)
+    assert (tmp_path / ACTIVATIONS).read_bytes() == (calibration / ACTIVATIONS).read_bytes()
+
+
+def test_a_checkpoint_that_gives_no_numbers_is_refused(
+    tiny_checkpoint: Path, data: Path, tmp_path: Path
+) -> None:
+    broken, out = tmp_path / "broken", tmp_path / "out"
+    shutil.copytree(tiny_checkpoint, broken)
+    out.mkdir()
+    tensors = load_file(broken / "model.safetensors")
+    tensors["model.layers.0.self_attn.q_proj.weight"][:] = np.nan
+    save_file(tensors, broken / "model.safetensors", {"format": "pt"})
+    with pytest.raises(CheckpointError, match=r"NaN or infinite numbers, first in layers\.0\."):
+        calibrate(broken, [data], SYSTEM, 10, out, silent)
+    assert not any(out.iterdir())
+
+
 def test_too_few_different_conversations_are_refused(
     tiny_checkpoint: Path, data: Path, tmp_path: Path
 ) -> None:

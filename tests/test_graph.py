@@ -29,11 +29,14 @@ from transformers import (
     Qwen3ForCausalLM,
 )
 
+import export.graph as export_graph
 from export.calibration import ACTIVATIONS, Calibration
+from export.external_data import ExternalData
 from export.graph import Precision, write_graph
-from export.matrix import whole_block
+from export.matrix import FloatMatrix, FloatTable, store_matrix, store_table, whole_block
 from export.quantize import quantize_blocks, quantize_channels
 from export.smoothing import smoothing
+from export.weights import Checkpoint
 from pipeline.evidence.onnx_model import float_activations, write_variant
 from runtime.errors import CheckpointError, ExportError
 
@@ -340,6 +343,95 @@ def test_a_layer_with_an_outlier_stays_in_blocks(tmp_path: Path) -> None:
     graph = onnx.load(out / "model.onnx", load_external_data=False).graph
     kinds = [node.op_type for node in graph.node if node.name.split("/")[0].endswith(".gate_up")]
     assert kinds == ["DynamicQuantizeMatMul", "MatMulNBits", "DynamicQuantizeMatMul"]
+
+
+def calibrated(model: PreTrainedModel, folder: Path) -> Calibration:
+    """On random tokens."""
+    read: list[torch.Tensor] = []
+    handles = [
+        layer.mlp.gate_proj.register_forward_pre_hook(lambda module, args: read.append(args[0][0]))
+        for layer in model.model.layers
+    ]
+    reference(model, np.random.default_rng(0).integers(0, 99, 128))
+    for handle in handles:
+        handle.remove()
+    folder.mkdir()
+    loudest = {f"layers.{layer}.mlp.input": rows.abs().amax(dim=0) for layer, rows in enumerate(read)}
+    save_file(loudest, folder / ACTIVATIONS)
+    return Calibration(folder)
+
+
+def with_outliers(model: PreTrainedModel) -> PreTrainedModel:
+    """Gate and up read four channels that are sixty times as loud, with weights that are a sixtieth."""
+    loud = torch.where(torch.arange(64) % 16 == 3, 60.0, 1.0)
+    with torch.no_grad():
+        for layer in model.model.layers:
+            layer.post_attention_layernorm.weight.mul_(loud)
+            layer.mlp.gate_proj.weight.div_(loud)
+            layer.mlp.up_proj.weight.div_(loud)
+    return model
+
+
+def whole_products(out: Path) -> int:
+    nodes = onnx.load(out / "model.onnx", load_external_data=False).graph.node
+    return sum(node.op_type == "DynamicQuantizeMatMul" for node in nodes)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_smoothing_is_the_same_function(family: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A calibrated graph whose matrices keep their floats gives the model's own logits to 1e-4."""
+    smoothed = []
+
+    def as_blocks(
+        data: ExternalData, weights: Checkpoint, name: str, sources: list[str], bits: int, size: int
+    ) -> FloatMatrix | FloatTable:
+        if "_proj" not in name:
+            return store_table(data, weights, name, name, np.dtype(np.float32))
+        return store_matrix(data, weights, name, sources, np.dtype(np.float32))
+
+    def as_channels(data: ExternalData, name: str, weight: NDArray[np.float32]) -> FloatMatrix:
+        smoothed.append(name)
+        return FloatMatrix(data.add(name, weight.T))
+
+    monkeypatch.setattr(export_graph, "store_blocks", as_blocks)
+    monkeypatch.setattr(export_graph, "store_channels", as_channels)
+    model = with_outliers(randomized(FAMILIES[family]))
+    out = export(model, tmp_path, "int8", calibration=calibrated(model, tmp_path / "calibration"))
+    assert len(smoothed) == len(model.model.layers)
+    for position, logits in in_chunks(Loop(open_graph(out / "model.onnx")), CHUNKINGS[2]):
+        assert error(logits, reference(model, TOKENS)[position]) < 1e-4
+
+
+def test_smoothing_saves_most_of_what_outliers_cost(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """KL from the float model, beside the same products rounded to nearest as they are."""
+    model = with_outliers(randomized(FAMILIES["llama tied"]))
+    expected = torch.from_numpy(reference(model, TOKENS)).log_softmax(dim=-1)
+    calibration = calibrated(model, tmp_path / "calibration")
+    found = {}
+    for name in ("smoothed", "nearest"):
+        (tmp_path / name).mkdir()
+        if name == "nearest":
+            monkeypatch.setattr(export_graph, "smoothing", lambda loudest, weight: np.ones(64, np.float32))
+            monkeypatch.setattr(export_graph, "evened_out", lambda loudest, scales: True)
+        out = export(model, tmp_path / name, "int8", calibration=calibration)
+        assert whole_products(out) == len(model.model.layers)
+        logits = dict(in_chunks(Loop(open_graph(out / "model.onnx")), CHUNKINGS[2]))
+        rounded = torch.from_numpy(np.stack(list(logits.values()))).log_softmax(dim=-1)
+        wanted = expected[list(logits)]
+        found[name] = float((wanted.exp() * (wanted - rounded)).sum(dim=-1).mean())
+    assert found["smoothed"] < 0.2 * found["nearest"]
+
+
+def test_a_calibrated_graph_is_the_same_to_the_byte(tmp_path: Path) -> None:
+    model = randomized(FAMILIES["llama tied"])
+    calibration = calibrated(model, tmp_path / "calibration")
+    written = []
+    for name in ("one", "other"):
+        (tmp_path / name).mkdir()
+        out = export(model, tmp_path / name, "int8", calibration=calibration)
+        written.append({file.name: file.read_bytes() for file in out.iterdir()})
+    assert written[0] == written[1]
+    assert written[0].keys() == {"model.onnx", "head.onnx", "model.onnx.data"}
 
 
 @pytest.mark.parametrize("family", ["llama tied", "llama biases", "qwen3 tied"])
