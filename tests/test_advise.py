@@ -14,6 +14,8 @@ from rich.console import Console
 from test_build import project as project  # a fixture
 from test_report_html import Page
 
+from export.calibration import ACTIVATIONS
+from export.rounded import ROUNDED
 from pipeline import cli
 from pipeline.advise.advice import FILE, Advice, Setting, TaskAdapter, advice_of
 from pipeline.advise.bundles import Bundles, write_bundles
@@ -268,8 +270,11 @@ def test_one_task_is_enough(project: Path) -> None:
     assert "is not measured with one" in reasons(advice, "en")[2]
 
 
-def test_int8_is_measured_as_it_is_built(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A calibrated graph rounds other activations than one that is not, and is as fast as that makes it."""
+@pytest.mark.parametrize(("precision", "file"), [("int8", ACTIVATIONS), ("int4", ROUNDED)])
+def test_what_is_rounded_is_measured_as_it_is_built(
+    precision: str, file: str, project: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A calibrated graph rounds other things than one that is not, and is as fast as that makes it."""
     seen: list[Path | None] = []
 
     def stop(config: Config, base: Path, calibration: Path | None, out: Path, told: Progress) -> Bundles:
@@ -277,11 +282,12 @@ def test_int8_is_measured_as_it_is_built(project: Path, monkeypatch: pytest.Monk
         raise StageError("seen enough")
 
     monkeypatch.setattr("pipeline.advise.record.write_bundles", stop)
-    config = with_tasks(project, ONE, "export.precision=int8", "export.calibration_conversations=8")
+    chosen = (f"export.precision={precision}", "export.calibration_conversations=8")
     with pytest.raises(StageError, match="seen enough"):
-        record(config, project / "int8-runs", None, silent)
+        record(with_tasks(project, ONE, *chosen), project / f"{precision}-runs", None, silent)
     assert seen[0] is not None
     assert (seen[0] / "stage.json").is_file()
+    assert (seen[0] / file).is_file()
 
 
 @pytest.mark.parametrize(
