@@ -9,7 +9,7 @@ OPTIMUM := .venv-optimum
 
 demo: $(READY)  ## fresh clone to admitted bundle, then three utterances through it
 	$(BIN)/cockpit build configs/smollm2-135m.toml
-	$(BIN)/python -m runtime runs/smollm2-135m/bundle "set the driver side to 22 degrees"
+	$(BIN)/python -m runtime runs/smollm2-135m/bundle "set the driver side to 22"
 	$(BIN)/python -m runtime runs/smollm2-135m/bundle "open the sunroof and play some jazz"
 	$(BIN)/python -m runtime runs/smollm2-135m/bundle "导航去西湖"
 
