@@ -16,6 +16,7 @@ from pipeline.evidence.gate import judge
 from pipeline.evidence.report.html import draw
 from pipeline.evidence.report.junit import junit
 from pipeline.evidence.switching import Switching
+from pipeline.rounding.record import rounding_of
 from pipeline.stage import RECORD, Artifact
 from pipeline.training.record import TRAINING
 from runtime.errors import GateError
@@ -91,15 +92,19 @@ def assemble(
 def write_report(report: Report, folder: Path) -> None:
     """report.html, report.json and junit.xml, all three or none of them new.
 
-    The page also shows the claims.json that lies beside the folder, where there is one of these models, and
-    the advice.json of the run that the folder is a task's report in, where there is one of this adapter.
+    The page also shows the claims.json that lies beside the folder, where there is one of these models, the
+    advice.json of the run that the folder is a task's report in, where there is one of this adapter, and what
+    the run's rounding says of itself, where the model was exported with it.
     """
     fresh = folder.with_name(f".partial-{folder.name}")
     shutil.rmtree(fresh, ignore_errors=True)
     fresh.mkdir(parents=True)
     (fresh / "report.json").write_text(to_json(report), encoding="utf-8")
-    claims, advice = claims_of(folder.parent, report.lineage), advice_of(folder.parent.parent, report)
-    (fresh / "report.html").write_text(draw(report, claims, advice), encoding="utf-8")
+    run = folder.parent
+    claims, advice = claims_of(run, report.lineage), advice_of(run.parent, report)
+    # The tasks of a switchable build share the run that holds their reports.
+    rounding = rounding_of(run, report.lineage) or rounding_of(run.parent, report.lineage)
+    (fresh / "report.html").write_text(draw(report, claims, advice, rounding), encoding="utf-8")
     (fresh / "junit.xml").write_text(junit(report.gate, report.name), encoding="utf-8")
     shutil.rmtree(folder, ignore_errors=True)
     fresh.rename(folder)

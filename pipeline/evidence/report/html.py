@@ -25,9 +25,11 @@ from pipeline.evidence.report.charts import Chart, colour, gauge
 from pipeline.evidence.report.checks import Line, lines
 from pipeline.evidence.report.claims import Told, told
 from pipeline.evidence.report.fidelity import fidelity
+from pipeline.evidence.report.rounding import Bits, bits
 from pipeline.evidence.report.speed import Speed, bars, speed
 from pipeline.evidence.report.training import training
 from pipeline.evidence.report.words import LANGUAGES, Language, form, name, say
+from pipeline.rounding.record import Rounding
 from runtime.report import Report
 
 _HERE = Path(__file__).parent
@@ -48,10 +50,19 @@ class View:
     training: list[Chart]
     claims: list[Told]
     advice: Forms | None
+    rounding: Bits | None
 
 
-def draw(report: Report, claims: Claims | None = None, advice: Advice | None = None) -> str:
-    """The page as text, to be written as UTF-8; with sections on the guide's claims and on advice, if any."""
+def draw(
+    report: Report,
+    claims: Claims | None = None,
+    advice: Advice | None = None,
+    rounding: Rounding | None = None,
+) -> str:
+    """The page as text, to be written as UTF-8.
+
+    With sections on the guide's claims, on advice and on how matrices were rounded, where there are any.
+    """
     environment = Environment(
         loader=FileSystemLoader(_HERE), autoescape=True, undefined=StrictUndefined, trim_blocks=True
     )
@@ -60,7 +71,7 @@ def draw(report: Report, claims: Claims | None = None, advice: Advice | None = N
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     return environment.get_template("template.html").render(
         report=report,
-        views=[_view(report, claims, advice, language) for language in LANGUAGES],
+        views=[_view(report, claims, advice, rounding, language) for language in LANGUAGES],
         # Both are files of ours, not text of a report.
         style=Markup((_HERE / "style.css").read_text(encoding="utf-8")),
         script=Markup(script),
@@ -68,7 +79,13 @@ def draw(report: Report, claims: Claims | None = None, advice: Advice | None = N
     )
 
 
-def _view(report: Report, claims: Claims | None, advice: Advice | None, language: Language) -> View:
+def _view(
+    report: Report,
+    claims: Claims | None,
+    advice: Advice | None,
+    rounding: Rounding | None,
+    language: Language,
+) -> View:
     sizes = [(artifact, float(count), figures.size(count)) for artifact, count in report.sizes.items()]
     return View(
         language=language,
@@ -82,4 +99,5 @@ def _view(report: Report, claims: Claims | None, advice: Advice | None, language
         training=training(report, language),
         claims=[] if claims is None else told(claims, language),
         advice=None if advice is None else forms(advice, language),
+        rounding=None if rounding is None else bits(rounding, language),
     )

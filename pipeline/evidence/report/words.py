@@ -85,6 +85,44 @@ WORDS: Mapping[str, tuple[str, str]] = {
         " the page that cockpit claims --out writes says of what, and why.",
         "指南中每条可核查的说法，均以此基座与适配器计算或实测；对象与缘由见命令另存的页面。",
     ),
+    "rounding": ("Where the bits went", "比特用在何处"),
+    "rounding.note": (
+        "Every matrix was tried in several forms on {} training conversations. What a form costs is the KL,"
+        " in nats per position, that it alone is foretold to add, at {} positions of conversations kept"
+        " apart.",
+        "用 {} 段训练对话逐一试过每个矩阵的几种形式。一种形式的代价，是预计它单独带来的 KL（奈特/位置），"
+        "在未参与取整的对话的 {} 个位置上估计。",
+    ),
+    "rounding.choice": ("{}: {} of matrices, KL {} foretold.", "{}：矩阵共 {}，预计 KL {}。"),
+    "rounding.plain": (
+        "The closest choice in the bytes that the plain form takes",
+        "在普通形式所占字节之内最接近原模型的选择",
+    ),
+    "rounding.budget_bytes": ("The closest choice of at most {}", "不超过 {} 的选择中最接近原模型者"),
+    "rounding.budget_kl": (
+        "The smallest choice with a KL of at most {} foretold",
+        "预计 KL 不超过 {} 的选择中最小者",
+    ),
+    "rounding.down": (
+        "The cheapest step to fewer bytes is that of {} to {}: {} less for a KL of {} more, {} per megabyte."
+        " No other matrix would lose less for its bytes.",
+        "减少字节最划算的一步是把 {} 改为 {}：少 {}，KL 增加 {}，即每兆字节 {}；没有矩阵按字节计损失更小。",
+    ),
+    "rounding.up": (
+        "The best step to more bytes is that of {} to {}: {} more for a KL of {} less, {} per megabyte."
+        " No other matrix would gain more for its bytes.",
+        "增加字节最划算的一步是把 {} 改为 {}：多 {}，KL 减少 {}，即每兆字节 {}；没有矩阵按字节计收益更大。",
+    ),
+    "rounding.form": ("{} bits, blocks of {}", "{} 位、每块 {} 个权重"),
+    "rounding.step": ("{}: {}, KL {}", "{}：{}，KL {}"),
+    "rounding.shown": ("Frontier, {} of {} choices", "边界，{1} 种选择中的 {0} 种"),
+    "rounding.matrices": ("Each matrix, and why it has its form", "每个矩阵及其形式的缘由"),
+    "rounding.why": (
+        "A matrix is not a step smaller where that would lose more KL per megabyte than the bytes buy"
+        " elsewhere, and not a step larger where that would buy less, or more bytes than are left.",
+        "若缩小一步，每兆字节损失的 KL 多于这些字节在别处的收益，则不缩小；若放大一步，收益不及别处，"
+        "或所需字节超出余量，则不放大。",
+    ),
     "advice": ("Merged for each task, or switched", "按任务合并，还是运行时切换"),
     "advice.note": (
         "What all tasks of this build cost as a merged bundle each and as one switchable bundle, measured by"
@@ -149,6 +187,15 @@ WORDS: Mapping[str, tuple[str, str]] = {
     "sizes": ("Sizes", "大小"),
     "training": ("Training", "训练"),
     "lineage": ("Lineage", "来历"),
+    "matrix": ("Matrix", "矩阵"),
+    "matrix.form": ("Form", "形式"),
+    "matrices": ("Matrices", "矩阵数"),
+    "bytes": ("Size", "大小"),
+    "kl.foretold": ("KL foretold", "预计 KL"),
+    "smaller": ("One step smaller", "缩小一步"),
+    "larger": ("One step larger", "放大一步"),
+    "price": ("KL per megabyte", "每兆字节 KL"),
+    "chosen": ("chosen", "所选"),
     "machine": ("Measured on", "测量环境"),
     "processor": ("Processor", "处理器"),
     "cores": ("Cores", "核心数"),
@@ -283,6 +330,12 @@ WORDS: Mapping[str, tuple[str, str]] = {
         "Largest logit difference to one prefill of the same tokens, relative.",
         "与同一词元序列一次预填充相比的最大 logit 相对差。",
     ),
+    "chart.frontier": ("What bytes buy", "字节换来什么"),
+    "chart.frontier.note": (
+        "KL foretold, in nats on a logarithmic scale, of every choice that no other is smaller and closer"
+        " than, by the size of all matrices. Dashed: the choice made.",
+        "没有更小且更接近者的全部选择：预计 KL（奈特，对数坐标）与全部矩阵大小。虚线：所作的选择。",
+    ),
     "chart.ranks": ("Ranks that AdaLoRA left", "AdaLoRA 留下的秩"),
     "chart.ranks.note": ("Number of layers that have each.", "具有各个秩的层数。"),
     "rank": ("rank {}", "秩 {}"),
@@ -344,6 +397,7 @@ NAMES: Mapping[str, tuple[str, str]] = {
     "candidate": ("candidate", "候选包"),
     "bundle": ("bundle", "部署包"),
     "evidence": ("evidence", "证据"),
+    "rounding": ("rounding", "取整"),
     "checkpoint": ("checkpoint", "检查点"),
     # Ways through the cache
     "decode": ("token by token", "逐词元"),
