@@ -71,6 +71,7 @@ _PLANS: Mapping[str, Callable[[Config, Made], Plan | None]] = {
             config.data.system,
             made["merged"].artifact,
             {"data": made["data"].artifact},
+            (made["base"].artifact, made["adapter"].artifact),
         )
         if config.export.rounded
         else None

@@ -144,13 +144,29 @@ def calibration(conversations: int, system: str, checkpoint: Artifact, data: Map
     return Plan(Stage("calibration", "pipeline.calibrate", _MEASURING[:2], settings, inputs), work)
 
 
-def rounding(settings: Export, system: str, checkpoint: Artifact, data: Mapping[str, Artifact]) -> Plan:
-    """A checkpoint and training conversations → its matrices, rounded as the objective asks."""
+def rounding(
+    settings: Export,
+    system: str,
+    checkpoint: Artifact,
+    data: Mapping[str, Artifact],
+    trained: tuple[Artifact, Artifact] | None = None,
+) -> Plan:
+    """A checkpoint and training conversations → its matrices, rounded as the objective asks.
+
+    Args:
+        settings: how.
+        system: the system prompt.
+        checkpoint: a merged one, or a base that several tasks share.
+        data: training conversations, by the name of the input.
+        trained: base and adapter that the checkpoint was merged from.
+    """
 
     def work(out: Path, scratch: Path, progress: Progress) -> Mapping[str, Any]:
+        from pipeline.rounding.apart import Trained
         from pipeline.rounding.round import round_weights
 
         folders = [training.path for training in data.values()]
+        merged_from = None if trained is None else Trained(*(each.path for each in trained))
         with TemporaryDirectory(dir=scratch) as name:
             return round_weights(
                 checkpoint.path,
@@ -159,6 +175,7 @@ def rounding(settings: Export, system: str, checkpoint: Artifact, data: Mapping[
                 settings.conversations,
                 settings.objective,
                 settings.weights_per_scale,
+                merged_from,
                 out,
                 Path(name),
                 progress,
@@ -171,6 +188,7 @@ def rounding(settings: Export, system: str, checkpoint: Artifact, data: Mapping[
         "objective": settings.objective.model_dump(mode="json"),
     }
     inputs = {"checkpoint": checkpoint, **data}
+    inputs |= {} if trained is None else dict(zip(("base", "adapter"), trained, strict=True))
     libraries = ("numpy", *_MEASURING[:2])
     return Plan(Stage("rounding", "pipeline.rounding.round", libraries, chosen, inputs), work)
 

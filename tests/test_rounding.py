@@ -196,7 +196,7 @@ def rounded(checkpoint: Path, data: Path, folder: Path, objective: Objective) ->
     out, scratch = folder / "out", folder / "scratch"
     out.mkdir(parents=True)
     scratch.mkdir()
-    return dict(round_weights(checkpoint, [data], SYSTEM, 10, objective, 64, out, scratch, silent))
+    return dict(round_weights(checkpoint, [data], SYSTEM, 10, objective, 64, None, out, scratch, silent))
 
 
 def test_the_graph_multiplies_by_what_was_chosen(tiny_checkpoint: Path, data: Path, tmp_path: Path) -> None:

@@ -21,7 +21,7 @@ from pipeline.evidence.report.html import draw
 from pipeline.evidence.report.rounding import Step, bits, larger, smaller
 from pipeline.evidence.report.words import LANGUAGES
 from pipeline.rounding.assignment import Form, frontier, within_bytes
-from pipeline.rounding.record import Chosen, Figures, Rounding, rounding_of
+from pipeline.rounding.record import Chosen, Figures, Norms, Rounding, rounding_of
 from pipeline.stage import RECORD, StageResult, artifact, link, run_stage
 
 SMALL, MIDDLE, LARGE = (
@@ -44,7 +44,7 @@ def rounding(budget: int = 5_000_000, matrices: int = 30) -> Rounding:
     point = within_bytes(points, budget)
     forms = {name: chosen(form) for name, form in sorted(point.forms.items())}
     pairs = tuple((float(each.nbytes), each.kl) for each in points)
-    return Rounding(Objective(), Figures(256, 2466, point.nbytes, point.kl, forms, pairs))
+    return Rounding(Objective(), Figures(256, 2466, point.nbytes, point.kl, forms, pairs, {}))
 
 
 def test_a_matrix_has_its_form_for_what_a_step_would_cost() -> None:
@@ -115,6 +115,20 @@ def test_the_section_is_in_both_languages_and_names_are_text() -> None:
         assert set(bits(found, language).reasons) <= set(part)
     assert texts["en"].count("chosen") == 1
     assert TITLES["en"] not in draw(sample_report.admitted())
+
+
+def test_the_update_s_error_is_told_apart_from_the_weight_s() -> None:
+    found = rounding(budget=33_000_000)
+    first, second = (f"model.layers.{number}.mlp.down_proj.weight" for number in range(2))
+    apart = {first: Norms(3.0, 0.3, 0.2, 0.02), second: Norms(4.0, 0.4, 0.15, 0.0)}
+    told = bits(replace(found, figures=replace(found.figures, apart=apart)), "en")
+    assert "that the adapter has changed, rounding changes 10.0\u00a0%" in told.reasons[-1]
+    assert "directions of its update BA, 8.0\u00a0% of BA, which itself is 5.0\u00a0%" in told.reasons[-1]
+    lines = {line.name: (line.error, line.update_error) for line in told.matrices}
+    assert lines["layers.0.mlp.down_proj"] == ("10.0\u00a0%", "10.0\u00a0%")
+    assert lines["layers.1.mlp.down_proj"] == ("10.0\u00a0%", "0\u00a0%")
+    assert lines["layers.2.mlp.down_proj"] == ("", "")
+    assert len(bits(found, "en").reasons) == 2
 
 
 @pytest.fixture(scope="module")

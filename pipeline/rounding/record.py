@@ -35,6 +35,23 @@ class Chosen:
 
 
 @dataclass(frozen=True)
+class Norms:
+    """Of a stored matrix that an adapter has changed, Frobenius norms (`pipeline.rounding.apart`).
+
+    Attributes:
+        weight: of W = W0 + BA, of the tensors that the adapter has changed.
+        error: of what rounding adds to them.
+        update: of BA.
+        update_error: of that error, projected onto the columns of B and the rows of A.
+    """
+
+    weight: float
+    error: float
+    update: float
+    update_error: float
+
+
+@dataclass(frozen=True)
 class Figures:
     """What `pipeline.rounding.round` has to say.
 
@@ -46,6 +63,7 @@ class Figures:
         forms: matrix → its form.
         frontier: (bytes, divergence) of every choice that no other is smaller and closer than, from the
             smallest.
+        apart: matrix → norms, of those that an adapter has changed; empty where none was merged.
     """
 
     conversations: int
@@ -54,6 +72,7 @@ class Figures:
     expected_kl: float
     forms: dict[str, Chosen]
     frontier: tuple[tuple[float, ...], ...]
+    apart: dict[str, Norms]
 
 
 @dataclass(frozen=True)

@@ -21,6 +21,7 @@ from pipeline.config import Objective
 from pipeline.data.records import Record
 from pipeline.data.render import render
 from pipeline.evidence.form import Conversation, expected
+from pipeline.rounding.apart import Trained, errors_apart
 from pipeline.rounding.assignment import Form, Point, frontier, within_bytes, within_kl
 from pipeline.rounding.cost import embedding_cost, head_cost, layer_cost
 from pipeline.rounding.layers import EMBEDDING, HEAD, Layers
@@ -42,6 +43,7 @@ def round_weights(
     conversations: int,
     objective: Objective,
     plain_block_size: int,
+    trained: Trained | None,
     out: Path,
     scratch: Path,
     progress: Progress,
@@ -56,14 +58,17 @@ def round_weights(
         objective: what to spend, and on what.
         plain_block_size: without a budget, as many bytes are spent as 4 bits in blocks of this size with
             8 bits at the model's ends would take.
+        trained: what the checkpoint was merged from, to measure an adapter's update apart; None for a base,
+            or where it is not known.
         out: an empty directory.
         scratch: a directory, for what memory should not hold.
         progress: told of every layer.
 
     Returns:
-        The choice, matrix by matrix, and the frontier it lies on.
+        The choice, matrix by matrix, the frontier it lies on, and what became of an adapter's update.
 
     Raises:
+        AdapterError: `trained` does not fit the checkpoint.
         CheckpointError: the checkpoint cannot be read.
         DataError: too few different conversations, or a malformed record.
         ExportError: a number is NaN or infinite.
@@ -92,6 +97,8 @@ def round_weights(
     for name, form in chosen.forms.items():
         tensors |= load_file(_file(scratch, name, form.bits, form.block_size))
     save_file(tensors, out / ROUNDED)
+    if trained is not None:
+        progress("measuring what the adapter changed", 0, 0)
     return {
         "conversations": len(records),
         "positions": positions,
@@ -99,6 +106,7 @@ def round_weights(
         "expected_kl": chosen.kl,
         "forms": {name: _described(chosen.forms[name], each) for name, each in sorted(forms.items())},
         "frontier": [[point.nbytes, point.kl] for point in points],
+        "apart": {} if trained is None else errors_apart(checkpoint, trained, out),
     }
 
 

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from pipeline.config import Objective
 from pipeline.evidence.report.charts import Chart
-from pipeline.evidence.report.figures import number, size
+from pipeline.evidence.report.figures import number, share, size
 from pipeline.evidence.report.frontier import frontier
 from pipeline.evidence.report.words import Language, say
 from pipeline.rounding.assignment import Form
-from pipeline.rounding.record import Chosen, Figures, Rounding
+from pipeline.rounding.record import Chosen, Figures, Norms, Rounding
 
 _ROWS = 12
 """Of the frontier's table, beside the choice itself."""
@@ -48,6 +49,8 @@ class MatrixLine:
     smaller_price: str
     larger: str
     larger_price: str
+    error: str
+    update_error: str
 
 
 @dataclass(frozen=True)
@@ -76,7 +79,7 @@ class Bits:
     Attributes:
         note: what was measured.
         choice: what was asked, and what was found.
-        reasons: the cheapest step that was not taken, each way.
+        reasons: the cheapest step that was not taken, each way; and what became of the adapter's update.
         chart: the frontier.
         forms: how often each was chosen.
         shown: which part of the frontier its table shows.
@@ -103,13 +106,14 @@ def bits(rounding: Rounding, language: Language) -> Bits:
     return Bits(
         note=say(language, "rounding.note", found.conversations, found.positions),
         choice=_choice(rounding.objective, found, language),
-        reasons=tuple(_reasons(found.forms, language)),
+        reasons=(*_reasons(found.forms, language), *_update(found.apart, language)),
         chart=Chart(title, note, drawn),
         forms=tuple(_forms(found.forms, language)),
         shown=say(language, "rounding.shown", len(rows), len(found.frontier)),
         frontier=rows,
         matrices=tuple(
-            _matrix(name, found.forms[name], language) for name in sorted(found.forms, key=_order)
+            _matrix(name, found.forms[name], found.apart.get(name), language)
+            for name in sorted(found.forms, key=_order)
         ),
     )
 
@@ -164,6 +168,26 @@ def _reasons(forms: Mapping[str, Chosen], language: Language) -> list[str]:
     ]
 
 
+def _update(apart: Mapping[str, Norms], language: Language) -> list[str]:
+    """The error on all weights that the adapter has changed, and apart from it that on its update."""
+    if not apart:
+        return []
+
+    def over(part: Callable[[Norms], float], whole: Callable[[Norms], float]) -> str:
+        norms = apart.values()
+        return share(math.hypot(*map(part, norms)) / math.hypot(*map(whole, norms)))
+
+    return [
+        say(
+            language,
+            "rounding.update",
+            over(lambda each: each.error, lambda each: each.weight),
+            over(lambda each: each.update_error, lambda each: each.update),
+            over(lambda each: each.update, lambda each: each.weight),
+        )
+    ]
+
+
 def _forms(forms: Mapping[str, Chosen], language: Language) -> list[FormLine]:
     lines = []
     for width, block in sorted({(each.bits, each.block_size) for each in forms.values()}):
@@ -188,7 +212,7 @@ def _nearest(points: Sequence[tuple[float, ...]], nbytes: float) -> tuple[float,
     return min(points, key=lambda point: abs(point[0] - nbytes))
 
 
-def _matrix(name: str, chosen: Chosen, language: Language) -> MatrixLine:
+def _matrix(name: str, chosen: Chosen, apart: Norms | None, language: Language) -> MatrixLine:
     down, up = smaller(chosen), larger(chosen)
     return MatrixLine(
         name=_shortly(name),
@@ -199,6 +223,8 @@ def _matrix(name: str, chosen: Chosen, language: Language) -> MatrixLine:
         smaller_price=number(down.price) if down else "",
         larger=_step(up, "+", "−", language),
         larger_price=number(up.price) if up else "",
+        error=share(apart.error / apart.weight) if apart else "",
+        update_error=share(apart.update_error / apart.update) if apart else "",
     )
 
 

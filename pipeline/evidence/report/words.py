@@ -113,6 +113,12 @@ WORDS: Mapping[str, tuple[str, str]] = {
         " No other matrix would gain more for its bytes.",
         "增加字节最划算的一步是把 {} 改为 {}：多 {}，KL 减少 {}，即每兆字节 {}；没有矩阵按字节计收益更大。",
     ),
+    "rounding.update": (
+        "Of the weights that the adapter has changed, rounding changes {} (Frobenius norm); in the directions"
+        " of its update BA, {} of BA, which itself is {} of the weights.",
+        "适配器改动过的权重，取整使其改变 {}（弗罗贝尼乌斯范数）；在其更新 BA 的方向上，改变 BA 的 {}；"
+        "BA 本身为权重的 {}。",
+    ),
     "rounding.form": ("{} bits, blocks of {}", "{} 位、每块 {} 个权重"),
     "rounding.step": ("{}: {}, KL {}", "{}：{}，KL {}"),
     "rounding.shown": ("Frontier, {} of {} choices", "边界，{1} 种选择中的 {0} 种"),
@@ -194,6 +200,8 @@ WORDS: Mapping[str, tuple[str, str]] = {
     "kl.foretold": ("KL foretold", "预计 KL"),
     "smaller": ("One step smaller", "缩小一步"),
     "larger": ("One step larger", "放大一步"),
+    "error.weight": ("Error on W", "W 的误差"),
+    "error.update": ("Error on BA", "BA 的误差"),
     "price": ("KL per megabyte", "每兆字节 KL"),
     "chosen": ("chosen", "所选"),
     "machine": ("Measured on", "测量环境"),
