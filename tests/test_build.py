@@ -219,6 +219,19 @@ def test_a_changed_key_reruns_exactly_what_it_touches(
     assert recorder.ran == rerun
 
 
+def test_int4_tells_what_becomes_of_the_adapter_s_update(
+    built: tuple[Built, Recorder], project: Path, runs: Path
+) -> None:
+    build(settings(project, 'export.precision="int4"'), runs, Recorder(), until="rounding")
+    record = json.loads((runs / "tiny" / "rounding" / "stage.json").read_text(encoding="utf-8"))
+    assert set(record["inputs"]) == {"checkpoint", "data", "base", "adapter"}
+    apart = record["figures"]["apart"]
+    assert apart
+    assert apart.keys() <= record["figures"]["forms"].keys()
+    for norms in apart.values():
+        assert 0 < norms["update_error"] < norms["error"] < norms["weight"]
+
+
 def test_a_flipped_byte_is_noticed_and_only_that_stage_is_made_again(
     built: tuple[Built, Recorder], project: Path, runs: Path
 ) -> None:

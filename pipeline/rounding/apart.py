@@ -68,7 +68,9 @@ def errors_apart(checkpoint: Path, trained: Trained, rounded: Path) -> dict[str,
 
 def _stored(checkpoint: Checkpoint) -> dict[str, tuple[str, ...]]:
     """Stored matrix → the tensors that are stacked in it."""
-    stored = {name: (name,) for name in (EMBEDDING, HEAD) if name in checkpoint.names}
+    stored: dict[str, tuple[str, ...]] = {
+        name: (name,) for name in (EMBEDDING, HEAD) if name in checkpoint.names
+    }
     for name in checkpoint.names:
         for site in SITES:
             if name.endswith(first := f".{site.modules[0]}.weight"):
