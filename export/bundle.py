@@ -42,6 +42,8 @@ NEEDED = ("model.onnx", "genai_config.json", "tokenizer.json", "tokenizer_config
 OPTIONAL = ("model.onnx.data", "model.onnx_data", "head.onnx", "special_tokens_map.json", SITES)
 MINIMUM_ONNXRUNTIME = "1.28.1"
 """The first with all operators the graph uses and without known holes in reading external data."""
+MINIMUM_WITH_INT8_CACHE = "1.32.0"
+"""The first on which caches in int8 were tried."""
 STANDARD_DOMAIN = "ai.onnx"
 
 
@@ -100,7 +102,7 @@ def package(
         exporter=description.exporter,
         lineage=description.lineage,
         limits=limits,
-        requirements=Requirements(MINIMUM_ONNXRUNTIME, _operators(exported)),
+        requirements=Requirements(_lowest_onnxruntime(exported), _operators(exported)),
         prompt=Prompt(description.system, description.form, stop_tokens),
         gate=None,
         files={},
@@ -201,6 +203,12 @@ def _read_genai_config(path: Path) -> tuple[Limits, tuple[int, ...]]:
         return Limits(int(model["context_length"]), int(model["vocab_size"])), stop_tokens
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ExportError(f"{path} does not say context, vocabulary and end of text: {error!r}") from error
+
+
+def _lowest_onnxruntime(exported: Path) -> str:
+    graph = onnx.load(exported / "model.onnx", load_external_data=False).graph
+    kinds = {value.type.tensor_type.elem_type for value in graph.input}
+    return MINIMUM_WITH_INT8_CACHE if onnx.TensorProto.INT8 in kinds else MINIMUM_ONNXRUNTIME
 
 
 def _operators(exported: Path) -> tuple[str, ...]:

@@ -1,7 +1,12 @@
-"""How loud the inputs of a model's widest products are, channel by channel, on real conversations.
+"""How loud activations of a model are, channel by channel, on real conversations.
 
-A calibration folder holds `activations.safetensors`: of every layer N the tensor `layers.N.mlp.input`,
-float32 [hidden], the largest magnitude of each channel that the gate and up projections read.
+A calibration folder holds `activations.safetensors`: the largest magnitude of each channel, in float32, of
+every layer N in
+
+    layers.N.mlp.input    [hidden]                 what the gate and up projections read
+    layers.N.keys         [kv_heads * head_dim]    keys behind their rotation, as a cache holds them
+    layers.N.values       [kv_heads * head_dim]
+
 `pipeline.calibrate` writes it.
 """
 
@@ -35,20 +40,19 @@ class Calibration:
         except CheckpointError as error:
             raise ExportError(str(error)) from error
 
-    def mlp_input(self, layer: int, hidden: int) -> NDArray[np.float32]:
-        """Of each channel [hidden] that gate and up of a layer read, the largest magnitude.
+    def loudest(self, name: str, channels: int) -> NDArray[np.float32]:
+        """The largest magnitude of each channel [channels] of a tensor named above.
 
         Raises:
             ExportError: the calibration is of another model, or has numbers that are none.
         """
-        name = f"layers.{layer}.mlp.input"
         tensor = self._tensors.get(name)
-        if tensor is None or tensor.dtype != "F32" or tensor.shape != (hidden,):
+        if tensor is None or tensor.dtype != "F32" or tensor.shape != (channels,):
             raise ExportError(
-                f'{self._file} has no "{name}" of {hidden} channels in float32; '
-                "calibrate this very checkpoint"
+                f'{self._file} has no "{name}" of {channels} channels in float32; '
+                "calibrate this very checkpoint anew with `cockpit calibrate`"
             )
-        values = np.fromfile(tensor.file, np.float32, hidden, offset=tensor.offset)
+        values = np.fromfile(tensor.file, np.float32, channels, offset=tensor.offset)
         if not np.isfinite(values).all():
             raise ExportError(f"{self._file} has NaN or infinite activations; calibrate a sound checkpoint")
         return values

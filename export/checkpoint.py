@@ -10,6 +10,7 @@ from export.branches import Switchable
 from export.calibration import Calibration
 from export.genai import Decoder, write_genai_config
 from export.graph import Precision, Progress, write_graph
+from export.kv_cache import KvCache
 from export.rounded import Rounded
 from export.tokenizer import copy_tokenizer, read_special_tokens
 from runtime.errors import ExportError
@@ -25,6 +26,7 @@ def export_checkpoint(
     calibration: Path | None = None,
     switchable: Switchable | None = None,
     rounded: Path | None = None,
+    kv_cache: KvCache = "float",
 ) -> Mapping[str, int | str]:
     """Export a supported checkpoint into an empty directory.
 
@@ -36,10 +38,11 @@ def export_checkpoint(
         context: longest sequence in tokens.
         progress: hears what is done, how much of it, and of how much.
         calibration: a folder that `export.calibration` describes, for an int8 that rounds activations as a
-            whole where that is much faster.
+            whole where that is much faster, and for caches in int8.
         switchable: with it, the graph takes adapters, and adapter_sites.json says where.
         rounded: a folder that `export.rounded` describes, for an int4 of which every matrix was rounded
             with a view to what it is multiplied by.
+        kv_cache: what keys and values are kept in.
 
     Returns:
         What the export's record says of itself; sizes in bytes.
@@ -68,7 +71,9 @@ def export_checkpoint(
     write_genai_config(decoder, tokens, out)
     measured = None if calibration is None else Calibration(calibration)
     matrices = None if rounded is None else Rounded(rounded)
-    write_graph(checkpoint, out, precision, block_size, context, progress, measured, switchable, matrices)
+    write_graph(
+        checkpoint, out, precision, block_size, context, progress, measured, switchable, matrices, kv_cache
+    )
     return {
         "architecture": architecture.name,
         "precision": precision,

@@ -10,10 +10,10 @@
     hidden_states              [B, S, hidden]                what the head reads, at every position
     present.N.key, .value      as the past, with the new tokens' rows set
 
-Floats are float16 at precision fp16 and float32 otherwise. Past and present may be one buffer as long
-as the context, which is then updated in place; or the past is as long as the tokens before, and the
-present longer by S. Several tokens behind a non-empty cache need B = 1: GroupQueryAttention has no
-other form on CPU.
+Floats are float16 at precision fp16 and float32 otherwise; past and present may be int8
+(`export.kv_cache`). They may be one buffer as long as the context, which is then updated in place; or the
+past is as long as the tokens before, and the present longer by S. Several tokens behind a non-empty cache
+need B = 1: GroupQueryAttention has no other form on CPU.
 
 `head.onnx` maps hidden_states to the logits of every position with the same bytes of model.onnx.data:
 whoever scores a text and whoever generates one use the same weights.
@@ -36,6 +36,7 @@ from export.architecture import Architecture, read_architecture
 from export.branches import Branches, Switchable
 from export.calibration import Calibration
 from export.external_data import ExternalData
+from export.kv_cache import ATTRIBUTES, KvCache, scales
 from export.matrix import (
     FLOAT_TYPES,
     BlockMatrix,
@@ -76,6 +77,7 @@ def write_graph(
     calibration: Calibration | None = None,
     switchable: Switchable | None = None,
     rounded: Rounded | None = None,
+    kv_cache: KvCache = "float",
 ) -> None:
     """Write model.onnx, head.onnx and the model.onnx.data of both into the directory `out`.
 
@@ -89,18 +91,27 @@ def write_graph(
         context: longest sequence in tokens.
         progress: hears of each layer.
         calibration: with it, int8 rounds what gate and up read as a whole, smoothed, in every layer
-            where that leaves no outlier. Other precisions make no use of it.
+            where that leaves no outlier; caches in int8 need it, at any precision.
         switchable: with it, the graph takes adapters, and adapter_sites.json says where.
         rounded: with it, int4 takes matrices from there, each with its own bits and block size.
+        kv_cache: int8 keeps keys and values in a quarter of float32's memory, where activations are float32.
 
     Raises:
         CheckpointError: the checkpoint is damaged, or has not the tensors its config promises.
-        ExportError: the checkpoint cannot be expressed, or the disk refuses.
+        ExportError: the checkpoint cannot be expressed, a cache in int8 has no calibration or float16
+            beside it, or the disk refuses.
     """
     architecture = read_architecture(checkpoint)
     if not 0 < context <= architecture.max_positions:
         raise ExportError(
             f"a context of {context} tokens was asked for; the checkpoint's is {architecture.max_positions}"
+        )
+    if kv_cache == "int8" and precision == "fp16":
+        raise ExportError('kv_cache = "int8" is for a CPU, and precision = "fp16" for a GPU: choose one')
+    if kv_cache == "int8" and calibration is None:
+        raise ExportError(
+            'kv_cache = "int8" needs to know how loud keys and values are: give it what `cockpit calibrate` '
+            "made of this checkpoint"
         )
     weights = Checkpoint(checkpoint)
     _check_shapes(architecture, weights)
@@ -115,6 +126,7 @@ def write_graph(
             calibration if precision == "int8" else None,
             switchable,
             rounded if precision == "int4" else None,
+            calibration if kv_cache == "int8" else None,
         )
         decoder.write(out, progress)
 
@@ -133,6 +145,7 @@ class _Decoder:
         calibration: Calibration | None,
         switchable: Switchable | None,
         rounded: Rounded | None,
+        cached: Calibration | None,
     ) -> None:
         self.architecture = architecture
         self.weights = weights
@@ -142,8 +155,10 @@ class _Decoder:
         self.context = context
         self.calibration = calibration
         self.rounded = rounded
+        self.cached = cached
         self.dtype = FLOAT_TYPES["fp16" if precision == "fp16" else "fp32"]
         self.type = ir.DataType.from_numpy(self.dtype)
+        self.cache_type = self.type if cached is None else ir.DataType.INT8
         self.nodes = Nodes()
         self.ids = ir.val("input_ids", ir.DataType.INT64, ["batch", "new"])
         self.branches: Branches | None = None
@@ -239,21 +254,34 @@ class _Decoder:
         window = a.windows[layer]
         if window is not None and window < self.context:
             attributes["local_window_size"] = window
+        rounding: list[ir.Value | None] = []
+        if self.cached is not None:
+            attributes |= ATTRIBUTES
+            # Behind three optional inputs: positions, a bias of attention, a sink.
+            rounding = [None, None, None, *self._cache_scales(self.cached, layer, name)]
         mixed, key, value = nodes.add_many(
             "GroupQueryAttention",
-            (*heads, *past, *lengths, *rotation),
+            (*heads, *past, *lengths, *rotation, *rounding),
             (f"{name}.mixed", f"present.{layer}.key", f"present.{layer}.value"),
             attributes,
             MICROSOFT,
         )
         for part in (key, value):
-            part.type, part.shape = ir.TensorType(self.type), self._cache_shape("present")
+            part.type, part.shape = ir.TensorType(self.cache_type), self._cache_shape("present")
         if self.branches:
             mixed = self.branches.rows(mixed, a.heads * a.head_dim, f"{name}.mixed.rows")
         output = self._project(
             f"{source}.o_proj", [f"{source}.o_proj"], mixed, f"{name}.output", a.output_bias
         )
         return output, (key, value)
+
+    def _cache_scales(self, cached: Calibration, layer: int, name: str) -> list[ir.Value]:
+        """Of keys and of values."""
+        of_each = scales(cached, layer, self.architecture.kv_heads, self.architecture.head_dim)
+        return [
+            self.nodes.inline(f"{name}.{part}.scales", values)
+            for part, values in zip(("keys", "values"), of_each, strict=True)
+        ]
 
     def _normalized_heads(self, source: str, name: str, qkv: ir.Value) -> list[ir.Value | None]:
         """Queries and keys normalized head by head, and the values: each [B, S, heads * head_dim]."""
@@ -317,7 +345,7 @@ class _Decoder:
         if self.calibration is None:
             return None
         weight = stacked(self.weights, [f"{part}.weight" for part in parts])
-        loudest = self.calibration.mlp_input(layer, self.architecture.hidden)
+        loudest = self.calibration.loudest(f"layers.{layer}.mlp.input", self.architecture.hidden)
         scales = smoothing(loudest, weight)
         return (scales, weight * scales) if evened_out(loudest, scales) else None
 
@@ -415,7 +443,7 @@ class _Decoder:
         return next(float_rows(self.weights, name, self.dtype))
 
     def _cache(self, name: str, part: str, length: str) -> ir.Value:
-        return ir.val(f"{name}.{part}", self.type, self._cache_shape(length))
+        return ir.val(f"{name}.{part}", self.cache_type, self._cache_shape(length))
 
     def _cache_shape(self, length: str) -> ir.Shape:
         return ir.Shape(["batch", self.architecture.kv_heads, length, self.architecture.head_dim])

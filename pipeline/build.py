@@ -79,7 +79,7 @@ _PLANS: Mapping[str, Callable[[Config, Made], Plan | None]] = {
     "onnx": lambda config, made: stages.onnx(
         config.export,
         made["merged"].artifact,
-        next((made[name].artifact for name in ("calibration", "rounding") if name in made), None),
+        {name: made[name].artifact for name in ("calibration", "rounding") if name in made},
     ),
     "candidate": lambda config, made: stages.candidate(
         _label(config, made), made["onnx"].artifact, made["data"].artifact

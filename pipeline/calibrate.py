@@ -1,4 +1,4 @@
-"""Checkpoint + conversations → a calibration: how loud what its gate and up projections read is.
+"""Checkpoint + conversations → a calibration: how loud what gate and up read is, and keys and values are.
 
 `export.calibration` describes the folder, and reads it.
 """
@@ -29,7 +29,7 @@ FEWEST_CONVERSATIONS = 8
 def calibrate(
     checkpoint: Path, data: Sequence[Path], system: str, conversations: int, out: Path, progress: Progress
 ) -> Mapping[str, Any]:
-    """Run a checkpoint over training conversations and note what its layers' gate and up read.
+    """Run a checkpoint over training conversations and note what gate and up read and what caches hold.
 
     Args:
         checkpoint: a merged checkpoint of a Llama-shaped decoder, or a base that several tasks share.
@@ -49,7 +49,9 @@ def calibrate(
     tokens = 0
     for done, ids in enumerate(_rendered(checkpoint, data[0], records, system), start=1):
         with torch.inference_mode():
-            model(input_ids=torch.tensor([ids]), use_cache=False, logits_to_keep=1)
+            # By place, since transformers names the cache differently from version to version.
+            _, cache = model(torch.tensor([ids]), use_cache=True, logits_to_keep=1, return_dict=False)
+        _note_cache(cache.layers, loudest)
         tokens += len(ids)
         progress("calibrating", done, len(records))
     if broken := [name for name, values in loudest.items() if not values.isfinite().all()]:
@@ -114,6 +116,14 @@ def _watch(model: PreTrainedModel) -> dict[str, torch.Tensor]:
             raise CheckpointError(f"layer {layer} of this checkpoint has no gate projection to calibrate")
         watch(layer, gate)
     return loudest
+
+
+def _note_cache(layers: Sequence[Any], loudest: dict[str, torch.Tensor]) -> None:
+    """Raise the largest magnitudes (kv_heads * head_dim,) of each layer's keys and values."""
+    for number, layer in enumerate(layers):
+        for part, rows in (("keys", layer.keys), ("values", layer.values)):
+            name, found = f"layers.{number}.{part}", rows[0].abs().amax(dim=1).flatten()
+            loudest[name] = torch.maximum(loudest.get(name, found), found)
 
 
 def _rendered(checkpoint: Path, data: Path, records: Sequence[Record], system: str) -> list[list[int]]:

@@ -182,7 +182,7 @@ def calibrate(
     conversations: Annotated[int, typer.Option(min=1, help="How many training conversations to run.")] = 32,
     system: System = None,
 ) -> None:
-    """A checkpoint + training conversations → what `cockpit export --calibration` reads for int8."""
+    """A checkpoint + training conversations → what `cockpit export --calibration` reads."""
     from pipeline import stages
     from pipeline.config import DEFAULT_SYSTEM
     from pipeline.stage import artifact
@@ -256,6 +256,10 @@ def export(
             help="What `cockpit round` made; int4 then is several times as close to the checkpoint."
         ),
     ] = None,
+    kv_cache: Annotated[
+        Literal["float", "int8"],
+        typer.Option(help="int8: a quarter of the cache's memory, slower prompts; needs --calibration."),
+    ] = "float",
 ) -> None:
     """A checkpoint → ONNX model, tokenizer and genai_config.json."""
     from pipeline import stages
@@ -263,14 +267,22 @@ def export(
     from pipeline.stage import artifact
 
     settings = parse_export(
-        {"precision": precision, "block_size": block_size, "context": context, "exporter": exporter}
+        {
+            "precision": precision,
+            "block_size": block_size,
+            "context": context,
+            "exporter": exporter,
+            "kv_cache": kv_cache,
+        }
     )
     if calibration is not None and not settings.calibrated:
-        raise UsageError("--calibration is for --precision int8 and --exporter graph; leave it out")
+        raise UsageError(
+            "--calibration is for --precision int8 or --kv-cache int8, and --exporter graph; leave it out"
+        )
     if rounded is not None and not settings.rounded:
         raise UsageError("--rounded is for --precision int4 and --exporter graph; leave it out")
-    given = rounded or calibration
-    measured = None if given is None else artifact(given)
+    given = {"calibration": calibration, "rounding": rounded}
+    measured = {stage: artifact(path) for stage, path in given.items() if path is not None}
     _make(stages.onnx(settings, artifact(checkpoint), measured), out)
 
 

@@ -262,6 +262,9 @@ class Export(Section):
     the time can round them as a whole (docs/decisions/0009); 0 rounds activations in blocks everywhere.
     int4: so that weights are rounded with a view to them (docs/decisions/0015); 0 rounds them to nearest.
     Unset: 32 for int8, 256 for int4."""
+    kv_cache: Literal["float", "int8"] = "float"
+    """What int8 and int4 keep keys and values in. int8 takes a quarter of the memory, and longer to read a
+    prompt (docs/decisions/0019); only ONNX Runtime 1.32 or later runs it, on a CPU."""
     objective: Objective = Objective()
     context: Annotated[int, Field(ge=16)] = 2048
     """Longest prompt plus answer in tokens; at most what the base was trained for."""
@@ -278,7 +281,8 @@ class Export(Section):
     @property
     def calibrated(self) -> bool:
         """Whether the export reads a calibration."""
-        return self.exporter == "graph" and self.precision == "int8" and self.conversations > 0
+        reads = self.precision == "int8" or self.kv_cache == "int8"
+        return self.exporter == "graph" and reads and self.conversations > 0
 
     @property
     def rounded(self) -> bool:
@@ -296,6 +300,19 @@ class Export(Section):
     def _optimum_only_traces(self) -> Export:
         if self.exporter == "optimum" and self.precision != "fp32":
             raise ValueError('exporter = "optimum" writes precision = "fp32" only')
+        return self
+
+    @model_validator(mode="after")
+    def _cache_is_rounded_with_the_rest(self) -> Export:
+        if self.kv_cache == "int8" and self.precision not in ("int8", "int4"):
+            raise ValueError(
+                f'kv_cache = "int8" rounds, and precision = "{self.precision}" is held to floats: '
+                'take precision = "int8" or "int4"'
+            )
+        if self.kv_cache == "int8" and not self.conversations:
+            raise ValueError(
+                'kv_cache = "int8" has its scales from conversations: leave calibration_conversations = 0 out'
+            )
         return self
 
     @model_validator(mode="after")

@@ -131,7 +131,7 @@ def merged_together(
 
 
 def calibration(conversations: int, system: str, checkpoint: Artifact, data: Mapping[str, Artifact]) -> Plan:
-    """A checkpoint and training conversations → what its widest products read."""
+    """A checkpoint and training conversations → how loud what its widest products read and its caches are."""
 
     def work(out: Path, scratch: Path, progress: Progress) -> Mapping[str, Any]:
         from pipeline.calibrate import calibrate
@@ -193,13 +193,13 @@ def rounding(
     return Plan(Stage("rounding", "pipeline.rounding.round", libraries, chosen, inputs), work)
 
 
-def onnx(settings: Export, merged: Artifact, measured: Artifact | None) -> Plan:
+def onnx(settings: Export, merged: Artifact, measured: Mapping[str, Artifact]) -> Plan:
     """A checkpoint → ONNX model, tokenizer, genai_config.json.
 
     Args:
         settings: how.
         merged: the checkpoint.
-        measured: what a calibration (int8) or a rounding (int4) made of it.
+        measured: what the stages `calibration` and `rounding` made of it, where there are any.
     """
 
     def work(out: Path, scratch: Path, progress: Progress) -> Mapping[str, Any]:
@@ -216,28 +216,22 @@ def onnx(settings: Export, merged: Artifact, measured: Artifact | None) -> Plan:
             settings.weights_per_scale,
             settings.context,
             progress,
-            _measured(settings.calibrated, measured),
-            rounded=_measured(settings.rounded, measured),
+            _path(measured, "calibration"),
+            rounded=_path(measured, "rounding"),
+            kv_cache=settings.kv_cache,
         )
 
     module = "export.optimum" if settings.exporter == "optimum" else "export.checkpoint"
-    inputs = {"merged": merged} | _beside(settings, measured)
+    inputs = {"merged": merged, **measured}
     config = settings.model_dump(mode="json", exclude={"most_rank"})
     return Plan(Stage("onnx", module, _EXPORTING, config, inputs), work)
 
 
-def _measured(wanted: bool, measured: Artifact | None) -> Path | None:
-    return measured.path if wanted and measured else None
+def _path(measured: Mapping[str, Artifact], stage: str) -> Path | None:
+    return measured[stage].path if stage in measured else None
 
 
-def _beside(settings: Export, measured: Artifact | None) -> dict[str, Artifact]:
-    """What an export reads beside the checkpoint, by the stage that makes it."""
-    if measured is None:
-        return {}
-    return {"rounding" if settings.rounded else "calibration": measured}
-
-
-def switchable_onnx(settings: Export, base: Artifact, measured: Artifact | None) -> Plan:
+def switchable_onnx(settings: Export, base: Artifact, measured: Mapping[str, Artifact]) -> Plan:
     """A base → an ONNX model that takes adapters, tokenizer, genai_config.json."""
 
     def work(out: Path, scratch: Path, progress: Progress) -> Mapping[str, Any]:
@@ -252,12 +246,13 @@ def switchable_onnx(settings: Export, base: Artifact, measured: Artifact | None)
             settings.weights_per_scale,
             settings.context,
             progress,
-            _measured(settings.calibrated, measured),
+            _path(measured, "calibration"),
             Switchable(settings.most_rank, fingerprint(base.path).tensors),
-            _measured(settings.rounded, measured),
+            _path(measured, "rounding"),
+            settings.kv_cache,
         )
 
-    inputs = {"base": base} | _beside(settings, measured)
+    inputs = {"base": base, **measured}
     config = settings.model_dump(mode="json")
     return Plan(Stage("onnx", "export.checkpoint", _EXPORTING, config, inputs), work)
 

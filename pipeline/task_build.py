@@ -148,16 +148,16 @@ def _plans(config: Config, tasks: Mapping[str, Config], run: Run) -> Iterator[tu
         yield f"adapter-{task}", stages.adapter(of_task, made("base"), made(f"data-{task}"))
     data = {task: made(f"data-{task}") for task in tasks}
     adapters = {task: made(f"adapter-{task}") for task in tasks}
-    measured = None
+    measured: dict[str, Artifact] = {}
     training = {f"data-{task}": records for task, records in data.items()}
     system = config.data.system
     if config.export.calibrated:
         conversations = config.export.conversations
         yield "calibration", stages.calibration(conversations, system, made("base"), training)
-        measured = made("calibration")
+        measured["calibration"] = made("calibration")
     if config.export.rounded:
         yield "rounding", stages.rounding(config.export, system, made("base"), training)
-        measured = made("rounding")
+        measured["rounding"] = made("rounding")
     yield "onnx", stages.switchable_onnx(config.export, made("base"), measured)
     yield "adapters", stages.adapters(made("base"), made("onnx"), adapters)
     # From here on a bundle of an earlier build would be taken for this one.

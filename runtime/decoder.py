@@ -17,14 +17,15 @@ from numpy.typing import NDArray
 
 from runtime.adapters import Adapter
 from runtime.conversation import Conversation, Mark, refuse_not_finite
-from runtime.errors import BundleError, InferenceError
+from runtime.errors import BundleError, InferenceError, UsageError
 from runtime.pages import zeros
 from runtime.session import Provider, first_line, open_session
 
 SCORE_ROWS = 256
 """Positions whose logits `score` computes at once."""
 
-_DTYPES = {"tensor(float)": np.float32, "tensor(float16)": np.float16}
+_FLOATS = {"tensor(float)": np.float32, "tensor(float16)": np.float16}
+_KEPT = {**_FLOATS, "tensor(int8)": np.int8}
 
 
 class Decoder:
@@ -240,9 +241,14 @@ class _Model:
         if set(inputs) != {"input_ids", "attention_mask", *self._caches} or not self._caches:
             raise BundleError(f"model.onnx has unexpected inputs: {', '.join(sorted(inputs))}")
         hidden = next((v for v in self.session.get_outputs() if v.name == "hidden_states"), None)
-        if hidden is None or hidden.type not in _DTYPES:
+        if hidden is None or hidden.type not in _FLOATS:
             raise BundleError("model.onnx has no output hidden_states")
-        self.hidden_size, self.hidden_dtype = int(hidden.shape[-1]), _DTYPES[hidden.type]
+        self.hidden_size, self.hidden_dtype = int(hidden.shape[-1]), _FLOATS[hidden.type]
+        if provider != "cpu" and any(value.type == "tensor(int8)" for value in self._caches.values()):
+            raise UsageError(
+                f"this bundle keeps keys and values in int8, which runs on a CPU, not on {provider}; "
+                'load it with provider "cpu", or build it with export.kv_cache = "float"'
+            )
 
     def head(self) -> onnxruntime.InferenceSession:
         """head.onnx, opened when somebody scores."""
@@ -255,12 +261,12 @@ class _Model:
         """Caches (1, K, length, D), each layer's keys and values; a page costs nothing until written."""
         caches = {}
         for name, value in self._caches.items():
-            if value.type not in _DTYPES:
+            if value.type not in _KEPT:
                 raise BundleError(
-                    f"model.onnx keeps {name} as {value.type}; this runtime knows float and float16"
+                    f"model.onnx keeps {name} as {value.type}; this runtime knows float, float16 and int8"
                 )
             _, heads, _, size = value.shape
-            caches[name] = zeros((1, heads, length, size), _DTYPES[value.type])
+            caches[name] = zeros((1, heads, length, size), _KEPT[value.type])
         return caches
 
     def values(self, caches: dict[str, NDArray[np.generic]]) -> dict[str, onnxruntime.OrtValue]:

@@ -18,6 +18,7 @@ from safetensors.numpy import load_file, save_file
 import export.graph
 from export.architecture import Architecture
 from export.bundle import Description
+from export.kv_cache import KvCache
 from export.nodes import Nodes
 from export.rope import read_rope
 from runtime.conversation import Conversation
@@ -40,6 +41,7 @@ class Mutant:
         site: the operator that is to be named, where one alone is broken: layer and site.
         precision: of the bundle.
         calibrated: whether its gate and up round what they read as a whole.
+        kv_cache: what its keys and values are kept in; int8 is calibrated, too.
         adapter: changes the adapter that is merged; the reference keeps the true one.
         merged: changes the merged checkpoint.
         exporting: changes how any checkpoint is exported.
@@ -55,6 +57,7 @@ class Mutant:
     site: tuple[int | None, str] | None = None
     precision: str = "int8"
     calibrated: bool = False
+    kv_cache: KvCache = "float"
     adapter: Change | None = None
     merged: Change | None = None
     exporting: Patch | None = None
@@ -111,6 +114,19 @@ def edit_data(tensor: str, change: Callable[[np.ndarray], np.ndarray]) -> Change
         data = np.memmap(folder / "model.onnx.data", kind, "r+", int(place["offset"]), tuple(found.dims))
         data[:] = change(np.array(data))
         data.flush()
+
+    return rewrite
+
+
+def edit_inline(tensor: str, change: Callable[[np.ndarray], np.ndarray]) -> Change:
+    """Change one tensor that lies in an exported graph itself."""
+
+    def rewrite(folder: Path) -> None:
+        model = onnx.load(folder / "model.onnx", load_external_data=False)
+        (found,) = [one for one in model.graph.initializer if one.name == tensor]
+        values = np.ascontiguousarray(change(onnx.numpy_helper.to_array(found)))
+        found.CopyFrom(onnx.numpy_helper.from_array(values, tensor))
+        onnx.save(model, folder / "model.onnx")
 
     return rewrite
 
@@ -315,6 +331,13 @@ def other_base(folder: Path) -> None:
     edit_tensors(change)(folder)
 
 
+def values_scaled_as_keys(folder: Path) -> None:
+    model = onnx.load(folder / "model.onnx", load_external_data=False)
+    (node, *_) = [one for one in model.graph.node if one.op_type == "GroupQueryAttention"]
+    node.input[13] = node.input[12]
+    onnx.save(model, folder / "model.onnx")
+
+
 def other_tokenizer(folder: Path) -> None:
     """Two tokens have each other's number."""
     table = json.loads((folder / "tokenizer.json").read_text())
@@ -326,6 +349,7 @@ def other_tokenizer(folder: Path) -> None:
 
 ROUNDED = "weights_only"
 ADAPTER = "adapter_model.safetensors"
+KEYS = "layers.0.attention.keys"
 DOWN = "model.layers.1.mlp.down_proj.weight"
 
 MUTANTS: tuple[Mutant, ...] = (
@@ -388,6 +412,14 @@ MUTANTS: tuple[Mutant, ...] = (
            exported_from=other_base),
     Mutant("int4 halves of bytes are swapped", "max_weights_kl", ROUNDED, precision="int4",
            exported=edit_data(DOWN, lambda packed: packed >> 4 | packed << 4)),
+    Mutant("scales of cached keys are permuted", "max_activations_kl", "shipped", (0, "attention.mixed"),
+           calibrated=True, kv_cache="int8",
+           exported=edit_inline(f"{KEYS}.scales", lambda scales: scales[..., ::-1])),
+    Mutant("scales of cached keys are a thousandth", "max_activations_kl", "shipped", (0, "attention.mixed"),
+           calibrated=True, kv_cache="int8",
+           exported=edit_inline(f"{KEYS}.scales", lambda scales: scales / 1000)),
+    Mutant("cached values have the scales of keys", "max_activations_kl", "shipped", (0, "attention.mixed"),
+           calibrated=True, kv_cache="int8", exported=values_scaled_as_keys),
     Mutant("one block of a float bundle is scaled by 1.1", "max_hop_error", "shipped", (1, "mlp.output"),
            precision="fp32",
            exported_from=edit_tensors(scaled(DOWN, slice(0, 32), slice(0, 32), 1.1))),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Mapping
 from dataclasses import replace
 from io import StringIO
 from pathlib import Path
@@ -80,13 +81,13 @@ def recorded(project: Path, tmp_path_factory: pytest.TempPathFactory) -> Recorde
 @pytest.fixture(scope="module")
 def bundles(project: Path, tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Bundles:
     out = tmp_path_factory.mktemp("bundles")
-    return write_bundles(with_tasks(project, TASKS), tiny_checkpoint, None, out, silent)
+    return write_bundles(with_tasks(project, TASKS), tiny_checkpoint, {}, out, silent)
 
 
 def test_equal_settings_make_two_adapters(project: Path, tiny_checkpoint: Path, tmp_path: Path) -> None:
     """The runtime takes equal files for one, and two tasks would be measured as one."""
     write_bundles(
-        with_tasks(project, ONE + ONE.replace("climate", "window")), tiny_checkpoint, None, tmp_path, silent
+        with_tasks(project, ONE + ONE.replace("climate", "window")), tiny_checkpoint, {}, tmp_path, silent
     )
     records = [read_adapter_record(tmp_path / f"{name}.json") for name in ("climate", "window")]
     assert records[0].size == records[1].size
@@ -127,7 +128,7 @@ def test_equal_adapters_are_told_apart_by_order_alone(
 ) -> None:
     """The task that is timed is the one in the bundle of one adapter, however long the names."""
     tasks = ONE + ONE.replace('name = "climate"', 'name = "climate-of-the-rear"')
-    made = write_bundles(with_tasks(project, tasks), tiny_checkpoint, None, tmp_path, silent)
+    made = write_bundles(with_tasks(project, tasks), tiny_checkpoint, {}, tmp_path, silent)
     assert made.largest.name == "climate"
     assert [entry.name for entry in verify(made.single).adapters or ()] == ["climate"]
 
@@ -270,24 +271,37 @@ def test_one_task_is_enough(project: Path) -> None:
     assert "is not measured with one" in reasons(advice, "en")[2]
 
 
-@pytest.mark.parametrize(("precision", "file"), [("int8", ACTIVATIONS), ("int4", ROUNDED)])
+@pytest.mark.parametrize(
+    ("precision", "kv_cache", "files"),
+    [
+        ("int8", "float", {"calibration": ACTIVATIONS}),
+        ("int4", "float", {"rounding": ROUNDED}),
+        ("int4", "int8", {"calibration": ACTIVATIONS, "rounding": ROUNDED}),
+    ],
+)
 def test_what_is_rounded_is_measured_as_it_is_built(
-    precision: str, file: str, project: Path, monkeypatch: pytest.MonkeyPatch
+    precision: str,
+    kv_cache: str,
+    files: dict[str, str],
+    project: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """A calibrated graph rounds other things than one that is not, and is as fast as that makes it."""
-    seen: list[Path | None] = []
+    seen: list[Mapping[str, Path]] = []
 
-    def stop(config: Config, base: Path, calibration: Path | None, out: Path, told: Progress) -> Bundles:
-        seen.append(calibration)
+    def stop(config: Config, base: Path, measured: Mapping[str, Path], out: Path, told: Progress) -> Bundles:
+        seen.append(measured)
         raise StageError("seen enough")
 
     monkeypatch.setattr("pipeline.advise.record.write_bundles", stop)
     chosen = (f"export.precision={precision}", "export.calibration_conversations=8")
+    chosen += (f"export.kv_cache={kv_cache}",)
     with pytest.raises(StageError, match="seen enough"):
-        record(with_tasks(project, ONE, *chosen), project / f"{precision}-runs", None, silent)
-    assert seen[0] is not None
-    assert (seen[0] / "stage.json").is_file()
-    assert (seen[0] / file).is_file()
+        record(with_tasks(project, ONE, *chosen), project / f"{precision}-{kv_cache}-runs", None, silent)
+    assert seen[0].keys() == files.keys()
+    for stage, file in files.items():
+        assert (seen[0][stage] / "stage.json").is_file()
+        assert (seen[0][stage] / file).is_file()
 
 
 @pytest.mark.parametrize(
@@ -397,7 +411,7 @@ def test_what_cannot_be_compared_is_refused(
 def test_a_task_that_adapts_nothing_is_named(project: Path, tiny_checkpoint: Path, tmp_path: Path) -> None:
     config = with_tasks(project, ONE.replace("r = 2", 'target_modules = ["q_porj"]'))
     with pytest.raises(ConfigError, match=r'"climate" adapts no layer .* may name down_proj, gate_proj'):
-        write_bundles(config, tiny_checkpoint, None, tmp_path, silent)
+        write_bundles(config, tiny_checkpoint, {}, tmp_path, silent)
 
 
 def test_a_page_in_no_place_is_refused_at_once(project: Path, tmp_path: Path) -> None:

@@ -66,7 +66,37 @@ def test_what_is_noted_is_what_gate_and_up_read(tiny_checkpoint: Path, data: Pat
             example = render(record, tokenizer, tools, SYSTEM)
             model(torch.tensor([[*example.prompt, *example.answer]]))
     loudest = torch.cat(read).abs().amax(dim=0).numpy()
-    np.testing.assert_allclose(Calibration(calibration).mlp_input(1, HIDDEN), loudest, rtol=1e-5)
+    found = Calibration(calibration).loudest("layers.1.mlp.input", HIDDEN)
+    np.testing.assert_allclose(found, loudest, rtol=1e-5)
+
+
+def test_what_is_noted_of_a_cache_is_what_it_holds(
+    tiny_checkpoint: Path, data: Path, calibration: Path
+) -> None:
+    """Keys behind their rotation, computed here from what the projections put out."""
+    model = AutoModelForCausalLM.from_pretrained(tiny_checkpoint, dtype=torch.float32)
+    tokenizer, tools = AutoTokenizer.from_pretrained(tiny_checkpoint), load_tools(data / "tools.json")
+    attention = model.model.layers[1].self_attn
+    keys: list[torch.Tensor] = []
+    values: list[torch.Tensor] = []
+
+    def rotated(module: torch.nn.Module, args: object, output: torch.Tensor) -> None:
+        plain = output[0].unflatten(-1, (2, 16))  # (S, K, D)
+        angles = torch.arange(len(plain))[:, None] * 10_000.0 ** (-torch.arange(0, 16, 2) / 16)
+        cos, sin = angles.cos()[:, None], angles.sin()[:, None]
+        first, second = plain[..., :8], plain[..., 8:]
+        keys.append(torch.cat([first * cos - second * sin, second * cos + first * sin], dim=-1).flatten(1))
+
+    attention.k_proj.register_forward_hook(rotated)
+    attention.v_proj.register_forward_hook(lambda module, args, output: values.append(output[0]))
+    with torch.inference_mode():
+        for record in read_records(data / "train.jsonl")[:10]:
+            example = render(record, tokenizer, tools, SYSTEM)
+            model(torch.tensor([[*example.prompt, *example.answer]]))
+    read = Calibration(calibration)
+    for part, rows in (("keys", keys), ("values", values)):
+        loudest = torch.cat(rows).abs().amax(dim=0).numpy()
+        np.testing.assert_allclose(read.loudest(f"layers.1.{part}", 32), loudest, rtol=1e-4)
 
 
 def test_the_same_conversations_give_the_same_bytes(
@@ -135,7 +165,7 @@ def test_activations_of_no_use_are_refused(
     tensors["layers.0.mlp.input"] = values
     save_file(tensors, tmp_path / ACTIVATIONS)
     with pytest.raises(ExportError, match=message):
-        Calibration(tmp_path).mlp_input(0, HIDDEN)
-    Calibration(tmp_path).mlp_input(1, HIDDEN)
+        Calibration(tmp_path).loudest("layers.0.mlp.input", HIDDEN)
+    Calibration(tmp_path).loudest("layers.1.mlp.input", HIDDEN)
     with pytest.raises(ExportError, match=r'no "layers\.2\.'):
-        Calibration(tmp_path).mlp_input(2, HIDDEN)
+        Calibration(tmp_path).loudest("layers.2.mlp.input", HIDDEN)

@@ -20,6 +20,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 import runtime
 from export.bundle import Description, package
 from export.checkpoint import export_checkpoint
+from export.kv_cache import KvCache
 from pipeline.calibrate import calibrate
 from pipeline.config import Gate, Validate
 from pipeline.data.records import Record
@@ -154,7 +155,9 @@ def judged(
             calibration = folder / "calibration"
             calibration.mkdir()
             calibrate(source, [training], tiny_description.system, len(RECORDS), calibration, silent)
-        export_checkpoint(source, exported, mutant.precision, 32, CONTEXT, silent, calibration)
+        export_checkpoint(
+            source, exported, mutant.precision, 32, CONTEXT, silent, calibration, kv_cache=mutant.kv_cache
+        )
         if mutant.exported:
             mutant.exported(exported)
         description = dataclasses.replace(tiny_description, precision=mutant.precision)
@@ -179,10 +182,20 @@ def missed(report: GateReport) -> list[Check]:
 
 
 @pytest.mark.parametrize(
-    ("precision", "calibrated"), [("fp32", False), ("int8", False), ("int8", True), ("int4", False)]
+    ("precision", "calibrated", "kv_cache"),
+    [
+        ("fp32", False, "float"),
+        ("int8", False, "float"),
+        ("int8", True, "float"),
+        ("int8", True, "int8"),
+        ("int4", False, "float"),
+    ],
 )
-def test_the_unbroken_bundle_passes(precision: str, calibrated: bool, judged: Judged, tmp_path: Path) -> None:
-    report = judged(Mutant("nothing", "", "", precision=precision, calibrated=calibrated), tmp_path)
+def test_the_unbroken_bundle_passes(
+    precision: str, calibrated: bool, kv_cache: KvCache, judged: Judged, tmp_path: Path
+) -> None:
+    whole = Mutant("nothing", "", "", precision=precision, calibrated=calibrated, kv_cache=kv_cache)
+    report = judged(whole, tmp_path)
     assert report.verdict == "pass", missed(report)
     assert report.culprit is None
 

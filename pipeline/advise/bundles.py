@@ -55,14 +55,14 @@ class Bundles:
 
 
 def write_bundles(
-    config: Config, base: Path, measured: Path | None, out: Path, progress: Progress
+    config: Config, base: Path, measured: Mapping[str, Path], out: Path, progress: Progress
 ) -> Bundles:
     """Write the bundles below an empty directory.
 
     Args:
         config: with at least one task; of each, ranks and layers are read.
         base: its checkpoint.
-        measured: calibration (int8) or rounding (int4) of the base, where the config's export reads one.
+        measured: what the stages `calibration` and `rounding` made of the base, as the config's export reads.
         out: an existing, empty directory.
         progress: told how it goes.
 
@@ -80,9 +80,8 @@ def write_bundles(
     most = max(export.most_rank, *(config.of_task(task).train.highest_rank for task in config.tasks))
     for folder, adapted in ((plain, None), (switchable, Switchable(most, digests))):
         shape = (export.precision, export.weights_per_scale, export.context)
-        calibration = measured if export.calibrated else None
-        rounded = measured if export.rounded else None
-        export_checkpoint(base, folder, *shape, progress, calibration, adapted, rounded)
+        calibration, rounded = measured.get("calibration"), measured.get("rounding")
+        export_checkpoint(base, folder, *shape, progress, calibration, adapted, rounded, export.kv_cache)
     sites = read_sites(switchable)
     progress("packaging bundles", 0, 0)
     tokenizer, template = (file_digest(plain / name) for name in ("tokenizer.json", "chat_template.jinja"))

@@ -51,15 +51,15 @@ def record(config: Config, runs: Path, out: Path | None, progress: Progress) -> 
     # A build beside it would be timed too.
     with locked(store), TemporaryDirectory(prefix=".partial-advise-", dir=store) as name:
         base = made(stages.base(config))
-        measured = None
+        measured: dict[str, Path] = {}
         if config.export.calibrated or config.export.rounded:
             # As a switchable build does; of what is in it, the forms of matrices alone change a time.
             data = {f"data-{task.name}": made(stages.data(config.of_task(task))) for task in config.tasks}
             count, system = config.export.conversations, config.data.system
             if config.export.calibrated:
-                measured = made(stages.calibration(count, system, base, data)).path
-            else:
-                measured = made(stages.rounding(config.export, system, base, data)).path
+                measured["calibration"] = made(stages.calibration(count, system, base, data)).path
+            if config.export.rounded:
+                measured["rounding"] = made(stages.rounding(config.export, system, base, data)).path
         bundles = write_bundles(config, base.path, measured, Path(name), progress)
         setting = Setting(
             name=config.name,

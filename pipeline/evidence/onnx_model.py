@@ -13,6 +13,7 @@ import onnx
 import onnxruntime
 from numpy.typing import NDArray
 
+from export.kv_cache import ATTRIBUTES
 from pipeline.evidence.form import Conversation, Logits, Output, padded
 from runtime.conversation import refuse_not_finite
 from runtime.errors import InferenceError
@@ -21,7 +22,7 @@ from runtime.session import first_line, open_session
 GRAPHS = ("model.onnx", "head.onnx")
 _DATA = "model.onnx[._]data*"
 _PAST = "past_key_values."
-_TYPES = {"tensor(float)": np.float32, "tensor(float16)": np.float16}
+_TYPES = {"tensor(float)": np.float32, "tensor(float16)": np.float16, "tensor(int8)": np.int8}
 _SITE = re.compile(
     r"layers\.(?P<layer>\d+)\.(?P<site>attention\.(?:input|qkv|mixed|output)|mlp\.(?:input|gate_up|product|output))"
     r"|embedding|hidden_states"
@@ -155,9 +156,10 @@ def write_variant(source: Path, out: Path, change: Callable[[onnx.ModelProto], N
 
 
 def float_activations(model: onnx.ModelProto) -> None:
-    """Have rounded weights multiplied by activations as they are.
+    """Have rounded weights multiplied by activations as they are, and keys and values kept as they are.
 
-    MatMulNBits does so at accuracy level 0; DynamicQuantizeMatMul is a MatMul by the dequantized weights.
+    MatMulNBits does so at accuracy level 0; DynamicQuantizeMatMul is a MatMul by the dequantized weights;
+    GroupQueryAttention keeps what it is given, where it is given no scales.
     """
     nodes: list[onnx.NodeProto] = []
     for node in model.graph.node:
@@ -167,9 +169,22 @@ def float_activations(model: onnx.ModelProto) -> None:
         for attribute in node.attribute:
             if node.op_type == "MatMulNBits" and attribute.name == "accuracy_level":
                 attribute.i = 0
+        if node.op_type == "GroupQueryAttention":
+            _keep_floats(node)
         nodes.append(node)
     del model.graph.node[:]
     model.graph.node.extend(nodes)
+    for cache in (*model.graph.input, *model.graph.output):
+        if cache.type.tensor_type.elem_type == onnx.TensorProto.INT8:
+            cache.type.tensor_type.elem_type = onnx.TensorProto.FLOAT
+
+
+def _keep_floats(node: onnx.NodeProto) -> None:
+    """Take a GroupQueryAttention its scales of keys and values, inputs 12 and 13."""
+    del node.input[12:]
+    kept = [attribute for attribute in node.attribute if attribute.name not in ATTRIBUTES]
+    del node.attribute[:]
+    node.attribute.extend(kept)
 
 
 def _dequantized(node: onnx.NodeProto) -> list[onnx.NodeProto]:
