@@ -147,6 +147,16 @@ def test_overrides_are_toml_or_bare_strings(tmp_path: Path) -> None:
             ),
             'objective is of precision = "int4" with calibration_conversations',
         ),
+        (
+            MINIMAL,
+            ("export.precision=fp16", "export.kv_cache=int8"),
+            'kv_cache = "int8" rounds, and precision = "fp16" is held to floats',
+        ),
+        (
+            MINIMAL,
+            ("export.kv_cache=int8", "export.calibration_conversations=0"),
+            'kv_cache = "int8" has its scales from conversations',
+        ),
         (MINIMAL, ("train.r",), "--set takes key=value"),
         (MINIMAL, ("name.x=1",), '"name" is a value, not a table'),
         (MINIMAL, ('name="../up"',), '"name"'),

@@ -12,11 +12,13 @@ from typing import Any
 import numpy as np
 import onnxruntime
 import pytest
+from safetensors.numpy import save_file
 
 import runtime
 from export.adapter import Factors, write_adapter
 from export.branches import Switchable
 from export.bundle import Description, package
+from export.calibration import ACTIVATIONS
 from export.checkpoint import export_checkpoint
 from export.genai import Decoder, write_genai_config
 from export.graph import Precision, write_graph
@@ -117,6 +119,29 @@ def test_onnxruntime_genai_generates_the_same(
         generator.generate_next_token()
     assert list(generator.get_sequence(0)) == greedy(out, list(map(int, prompt)), length)
     assert list(genai.Tokenizer(model).encode("open the window")) == encoded(out, "open the window")
+
+
+def test_onnxruntime_genai_keeps_keys_and_values_in_int8(tiny_checkpoint: Path, tmp_path: Path) -> None:
+    """Greedy tokens, and again behind a rewind, are those of a bare loop."""
+    genai = pytest.importorskip("onnxruntime_genai", reason="pip install onnxruntime-genai to run this")
+    loudest = {f"layers.{layer}.{part}": np.full(32, 8.0) for layer in (0, 1) for part in ("keys", "values")}
+    loudest |= {f"layers.{layer}.mlp.input": np.ones(64) for layer in (0, 1)}
+    save_file({name: each.astype(np.float32) for name, each in loudest.items()}, tmp_path / ACTIVATIONS)
+    out = tmp_path / "out"
+    out.mkdir()
+    export_checkpoint(tiny_checkpoint, out, "fp32", 32, CONTEXT, ignore, tmp_path, kv_cache="int8")
+    expected = greedy(out, list(PROMPT), LENGTH)
+    model = genai.Model(str(out))
+    parameters = genai.GeneratorParams(model)
+    parameters.set_search_options(max_length=LENGTH, min_length=LENGTH)
+    generator = genai.Generator(model, parameters)
+    generator.append_tokens(np.array(PROMPT, np.int32))
+    for _ in range(2):
+        while not generator.is_done():
+            generator.generate_next_token()
+        assert list(generator.get_sequence(0)) == expected
+        generator.rewind_to(8)
+        generator.append_tokens(np.array(expected[8:9], np.int32))
 
 
 @pytest.mark.parametrize("precision", ["int8", "int4"])
@@ -328,7 +353,7 @@ def test_onnxruntime_genai_needs_the_graphs_own_type(switchable: Make) -> None:
 def greedy(out: Path, tokens: list[int], length: int) -> list[int]:
     """The most probable continuation, end of text excluded, each from an empty cache."""
     session = onnxruntime.InferenceSession(out / "model.onnx", providers=["CPUExecutionProvider"])
-    types = {"tensor(float)": np.float32, "tensor(float16)": np.float16}
+    types = {"tensor(float)": np.float32, "tensor(float16)": np.float16, "tensor(int8)": np.int8}
     cache = {
         value.name: np.zeros((1, value.shape[1], 0, value.shape[3]), types[value.type])
         for value in session.get_inputs()
