@@ -12,10 +12,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from export.calibration import Calibration
+from export.nodes import Attributes
 from runtime.errors import ExportError
 
 KvCache = Literal["float", "int8"]
-ATTRIBUTES = {"k_quant_type": "PER_CHANNEL", "v_quant_type": "PER_CHANNEL", "kv_cache_bit_width": 8}
+ATTRIBUTES: Attributes = {
+    "k_quant_type": "PER_CHANNEL",
+    "v_quant_type": "PER_CHANNEL",
+    "kv_cache_bit_width": 8,
+}
 _LARGEST = 127
 
 
