@@ -163,20 +163,6 @@ def test_what_any_method_trained_is_what_ships(
     assert all(hop.origin.relative_error.value < 1e-4 for hop in result.report.parity.hops)
 
 
-@pytest.mark.parametrize(
-    ("precision", "measured"), [("int8", {"calibration"}), ("int4", {"calibration", "rounding"})]
-)
-def test_caches_in_int8_are_calibrated(precision: str, measured: set[str], project: Path, runs: Path) -> None:
-    chosen = ("export.kv_cache=int8", "export.calibration_conversations=8")
-    made = build(
-        settings(project, f"export.precision={precision}", *chosen), runs, Recorder(), until="onnx"
-    ).stages
-    assert measured == made.keys() & {"calibration", "rounding"}
-    graph = onnx.load(made["onnx"].artifact.path / "model.onnx", load_external_data=False).graph
-    kinds = {value.type.tensor_type.elem_type for value in graph.input if value.name.startswith("past")}
-    assert kinds == {onnx.TensorProto.INT8}
-
-
 def test_a_build_leaves_every_stage_and_an_admitted_bundle(built: tuple[Built, Recorder], runs: Path) -> None:
     result, recorder = built
     assert tuple(recorder.ran) == RUN
@@ -245,6 +231,22 @@ def test_int4_tells_what_becomes_of_the_adapter_s_update(
     assert apart.keys() <= record["figures"]["forms"].keys()
     for norms in apart.values():
         assert 0 < norms["update_error"] < norms["error"] < norms["weight"]
+
+
+@pytest.mark.parametrize(
+    ("precision", "measured"), [("int8", {"calibration"}), ("int4", {"calibration", "rounding"})]
+)
+def test_caches_in_int8_are_calibrated(
+    precision: str, measured: set[str], built: tuple[Built, Recorder], project: Path, runs: Path
+) -> None:
+    chosen = ("export.kv_cache=int8", "export.calibration_conversations=8")
+    made = build(
+        settings(project, f"export.precision={precision}", *chosen), runs, Recorder(), until="onnx"
+    ).stages
+    assert measured == made.keys() & {"calibration", "rounding"}
+    graph = onnx.load(made["onnx"].artifact.path / "model.onnx", load_external_data=False).graph
+    kinds = {value.type.tensor_type.elem_type for value in graph.input if value.name.startswith("past")}
+    assert kinds == {onnx.TensorProto.INT8}
 
 
 def test_a_flipped_byte_is_noticed_and_only_that_stage_is_made_again(
