@@ -58,7 +58,9 @@ def own_directory(path: Path | str) -> Path:
         directory.mkdir(mode=0o700, parents=True, exist_ok=True)
         status = directory.stat()
     except OSError as error:
-        raise UsageError(f"{directory} cannot be used as a cache: {error.strerror}") from error
+        raise UsageError(
+            f"{directory} cannot be used as a cache ({error.strerror}); name a directory of yours"
+        ) from error
     if status.st_uid != os.geteuid() or status.st_mode & 0o022:
         raise UsageError(
             f"{directory} cannot be used as a cache: only you may be able to write to it (chmod go-w)"
