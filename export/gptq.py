@@ -15,6 +15,8 @@ from runtime.errors import ExportError
 
 DAMPING = 0.05
 """Added to H's diagonal, times its mean: directions that the sample hardly has are not to be relied on."""
+PANEL = 512
+"""Columns that are factorized at a time: of thousands, little more than one copy is then in memory."""
 SHRINKAGE = np.linspace(1.0, 0.6, 9, dtype=np.float32)
 """Shares of a block's range that its integers may span: large outliers are cut where that pays."""
 
@@ -71,7 +73,7 @@ def gptq(
     )
 
 
-def error_factor(hessian: NDArray[np.float64]) -> NDArray[np.float32]:
+def error_factor(hessian: NDArray[np.floating]) -> NDArray[np.float32]:
     """The upper factor U of (H + damping)⁻¹ = UᵀU; [K, K].
 
     Args:
@@ -83,12 +85,26 @@ def error_factor(hessian: NDArray[np.float64]) -> NDArray[np.float32]:
     if not np.isfinite(hessian).all():
         raise ExportError("an activation is NaN or infinite, so it cannot be calibrated on")
     # H = LLᵀ with rows and columns in reverse gives U = L⁻¹ in reverse, without H⁻¹ and its rounding.
-    work = hessian[::-1, ::-1].copy()
+    work = np.array(hessian[::-1, ::-1], np.float64)
     diagonal = range(len(work))
-    work[diagonal, diagonal] += DAMPING * (float(np.diagonal(hessian).mean()) or 1.0)
-    lower = np.linalg.cholesky(work)
-    del work  # of thousands of columns, no more of these is in memory than must be
-    return np.ascontiguousarray(np.linalg.inv(lower)[::-1, ::-1], np.float32)
+    work[diagonal, diagonal] += DAMPING * (float(np.diagonal(hessian).mean(dtype=np.float64)) or 1.0)
+    _invert_cholesky(work)
+    return np.ascontiguousarray(work[::-1, ::-1], np.float32)
+
+
+def _invert_cholesky(work: NDArray[np.float64]) -> None:
+    """H = LLᵀ → L⁻¹, in place and panel by panel (Golub and Van Loan, Matrix Computations, 4.2.9)."""
+    panels = [slice(start, start + PANEL) for start in range(0, len(work), PANEL)]
+    for panel in panels:
+        above, below = slice(0, panel.start), slice(panel.stop, None)
+        work[panel.start :, panel] -= work[panel.start :, above] @ work[panel, above].T
+        work[panel, panel] = np.linalg.cholesky(work[panel, panel])
+        work[below, panel] = work[below, panel] @ np.linalg.inv(work[panel, panel]).T
+    for panel in panels:
+        above = slice(0, panel.start)
+        work[panel, panel] = np.linalg.inv(work[panel, panel])
+        work[panel, above] = -work[panel, panel] @ (work[panel, above] @ work[above, above])
+        work[above, panel] = 0
 
 
 def _best_scales(

@@ -70,6 +70,17 @@ def test_a_searched_scale_is_no_worse() -> None:
     assert loss(weight, unpacked_blocks(searched, 64, 4), ones) < 0.95 * before
 
 
+@pytest.mark.parametrize("columns", [1, 15, 16, 50])
+def test_the_factor_is_that_of_the_inverse(columns: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "PANEL", 16)
+    inputs = np.random.default_rng(columns).normal(size=(2 * columns, columns))
+    hessian = inputs.T @ inputs
+    upper = error_factor(hessian)
+    damped = hessian + module.DAMPING * np.diagonal(hessian).mean() * np.eye(columns)
+    np.testing.assert_array_equal(upper, np.triu(upper))
+    np.testing.assert_allclose(upper.T @ upper @ damped, np.eye(columns), atol=1e-4)
+
+
 def test_the_same_input_gives_the_same_bytes() -> None:
     weight, hessian = correlated(1, 32, 96)
     first, second = (gptq(weight.copy(), error_factor(hessian), 4, 32, False) for _ in range(2))

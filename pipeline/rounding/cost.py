@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from pipeline.rounding.sweep import Ends, Seen
 
 ROWS = 256
-"""Positions whose probabilities are in memory at once."""
+"""Positions whose probabilities, and tokens whose errors, are in memory at once."""
 
 
 def layer_cost(seen: Seen, rounded: NDArray[np.float32], positions: int) -> float:
@@ -21,14 +21,16 @@ def layer_cost(seen: Seen, rounded: NDArray[np.float32], positions: int) -> floa
         positions: how many predictions `seen.apart` was weighed with.
     """
     error = rounded - seen.weight
-    squares = np.einsum("nk,nk->n", error @ seen.apart.astype(np.float32), error, dtype=np.float64)
+    squares = np.einsum("nk,nk->n", error @ seen.apart, error, dtype=np.float64)
     return float(squares @ seen.rows) / (2 * positions)
 
 
 def embedding_cost(ends: Ends, weight: NDArray[np.float32], rounded: NDArray[np.float32]) -> float:
     """To second order, of the matrix [V, hidden] that tokens are looked up in."""
-    error = rounded - weight
-    squares = np.einsum("vk,vk->v", error, error, dtype=np.float64)
+    squares = np.empty(len(weight))
+    for at in range(0, len(weight), ROWS):
+        error = rounded[at : at + ROWS] - weight[at : at + ROWS]
+        squares[at : at + ROWS] = np.einsum("vk,vk->v", error, error, dtype=np.float64)
     return float(squares @ ends.embedding) / 2
 
 

@@ -45,8 +45,8 @@ class Seen:
 
     name: str
     weight: NDArray[np.float32]
-    inputs: NDArray[np.float64]
-    apart: NDArray[np.float64]
+    inputs: NDArray[np.float32]
+    apart: NDArray[np.float32]
     rows: NDArray[np.float64]
 
 
@@ -223,9 +223,7 @@ class _Watched:
         weight = torch.cat([module.weight for module in self._modules]).numpy()
         rows = torch.cat(self._rows)
         shares = rows / rows.sum().clamp_min(_TINY)
-        return Seen(
-            self._name, weight, self._inputs.double().numpy(), self._apart.double().numpy(), shares.numpy()
-        )
+        return Seen(self._name, weight, self._inputs.numpy(), self._apart.numpy(), shares.numpy())
 
 
 def _back(
