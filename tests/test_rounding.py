@@ -17,12 +17,13 @@ from transformers import AutoModelForCausalLM
 from export.checkpoint import export_checkpoint
 from export.quantize import quantize_blocks, unpacked_blocks
 from export.rounded import ROUNDED, Rounded
+from export.shapes import EMBEDDING
 from export.weights import Checkpoint
 from pipeline.config import Objective
 from pipeline.evidence.form import Conversation
 from pipeline.rounding.assignment import Form, frontier, within_bytes, within_kl
 from pipeline.rounding.cost import embedding_cost, head_cost, layer_cost
-from pipeline.rounding.layers import EMBEDDING, Layers
+from pipeline.rounding.layers import Layers
 from pipeline.rounding.round import round_weights
 from pipeline.rounding.sweep import Ends, Seen, batches, sweep
 from runtime.errors import CheckpointError, DataError, ExportError, StageError

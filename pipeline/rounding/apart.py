@@ -17,9 +17,10 @@ from numpy.typing import NDArray
 
 from export.quantize import unpacked_blocks
 from export.rounded import Rounded
+from export.shapes import EMBEDDING, HEAD
 from export.weights import Checkpoint
 from pipeline.adapter import Update, parts, read_adapter
-from pipeline.rounding.layers import EMBEDDING, HEAD, SITES
+from pipeline.rounding.layers import SITES
 from pipeline.rounding.record import Norms
 
 

@@ -11,12 +11,10 @@ import torch
 from transformers import AutoConfig, AutoModel, PreTrainedModel
 
 from export.architecture import Architecture, read_architecture
+from export.shapes import EMBEDDING, HEAD
 from export.weights import Checkpoint
 from pipeline.quiet import quiet_transformers
 from runtime.errors import CheckpointError
-
-EMBEDDING = "model.embed_tokens.weight"
-HEAD = "lm_head.weight"
 
 
 @dataclass(frozen=True)

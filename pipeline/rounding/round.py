@@ -16,6 +16,7 @@ from export.gptq import error_factor, gptq
 from export.matrix import whole_block
 from export.quantize import Blocks, unpacked_blocks
 from export.rounded import ROUNDED
+from export.shapes import EMBEDDING, HEAD
 from pipeline.calibrate import first_records
 from pipeline.config import Objective
 from pipeline.data.records import Record
@@ -24,7 +25,7 @@ from pipeline.evidence.form import Conversation, expected
 from pipeline.rounding.apart import Trained, errors_apart
 from pipeline.rounding.assignment import Form, Point, frontier, within_bytes, within_kl
 from pipeline.rounding.cost import embedding_cost, head_cost, layer_cost
-from pipeline.rounding.layers import EMBEDDING, HEAD, Layers
+from pipeline.rounding.layers import Layers
 from pipeline.rounding.sweep import Ends, batches, sweep
 from pipeline.stage import Progress
 from runtime.calls import load_tools
