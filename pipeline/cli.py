@@ -17,7 +17,7 @@ import typer
 from rich.console import Console
 
 from pipeline.ranks import join, rank, refuse_several
-from runtime.errors import CockpitError, ConfigError, PromptError, UsageError
+from runtime.errors import CockpitError, ConfigError, PromptError, StoppedError, UsageError
 
 if TYPE_CHECKING:
     from pipeline.stages import Plan
@@ -59,6 +59,21 @@ Json = Annotated[bool, typer.Option("--json", help="Print JSON for machines.")]
 Threads = Annotated[int, typer.Option("--threads", min=1, help="CPU threads of the model.")]
 TaskOfBundle = Annotated[
     str | None, typer.Option("--task", help="Of a switchable bundle; unset asks its bare base.")
+]
+Cache = Annotated[
+    Path | None,
+    typer.Option(
+        "--cache",
+        metavar="DIR",
+        help="A directory of yours where what makes the next load faster is kept.",
+        show_default=False,
+    ),
+]
+Deadline = Annotated[
+    float | None,
+    typer.Option(
+        "--deadline", metavar="SECONDS", help="Stop an answer that takes longer.", show_default=False
+    ),
 ]
 Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
 
@@ -412,22 +427,31 @@ def run(
     task: TaskOfBundle = None,
     as_json: Json = False,
     threads: Threads = 2,
+    cache: Cache = None,
+    deadline: Deadline = None,
 ) -> None:
-    """One utterance → function calls, with timing."""
+    """One utterance → function calls, with timing; exit code 1 when the deadline passes."""
     from runtime.__main__ import main as run_on_device
 
-    arguments = [str(bundle), utterance, "--threads", str(threads)]
-    arguments += ["--json"] if as_json else []
-    arguments += [] if task is None else ["--task", task]
-    raise typer.Exit(run_on_device(arguments))
+    given = {"--task": task, "--cache": cache, "--deadline": deadline}
+    arguments = ["--threads", str(threads), *(["--json"] if as_json else [])]
+    arguments += [f"{option}={value}" for option, value in given.items() if value is not None]
+    # Behind "--", so that what is said may begin with a dash.
+    raise typer.Exit(run_on_device([*arguments, "--", str(bundle), utterance]))
 
 
 @app.command(epilog="Example: cockpit chat runs/smollm2-135m/bundle")
-def chat(bundle: BundleFolder, task: TaskOfBundle = None, threads: Threads = 2) -> None:
+def chat(
+    bundle: BundleFolder,
+    task: TaskOfBundle = None,
+    threads: Threads = 2,
+    cache: Cache = None,
+    deadline: Deadline = None,
+) -> None:
     """Talk to a bundle; text appears as it is made. An empty line or Ctrl-D ends."""
     import runtime
 
-    assistant = runtime.load(bundle, threads=threads)
+    assistant = runtime.load(bundle, threads=threads, cache=cache)
     assistant.use(task)
     while True:
         try:
@@ -437,19 +461,23 @@ def chat(bundle: BundleFolder, task: TaskOfBundle = None, threads: Threads = 2) 
         if not utterance:
             return
         try:
-            for piece in assistant.generate(assistant.messages(utterance)):
+            for piece in assistant.generate(assistant.messages(utterance), deadline_s=deadline):
                 console.print(piece, end="", markup=False, highlight=False, soft_wrap=True)
             console.print()
+        except StoppedError as error:
+            console.print()  # behind the pieces that are there
+            console.print(str(error), markup=False)
         except PromptError as error:
             console.print(str(error), markup=False)
 
 
 @app.command(epilog="Example: cockpit bench runs/smollm2-135m/bundle --json")
-def bench(bundle: BundleFolder, as_json: Json = False, threads: Threads = 2) -> None:
+def bench(bundle: BundleFolder, as_json: Json = False, threads: Threads = 2, cache: Cache = None) -> None:
     """Time to first token, time per token, load time and peak memory of a bundle."""
     from runtime.__main__ import main as run_on_device
 
     arguments = [str(bundle), "--bench", "--threads", str(threads), *(["--json"] if as_json else [])]
+    arguments += [] if cache is None else ["--cache", str(cache)]
     raise typer.Exit(run_on_device(arguments))
 
 

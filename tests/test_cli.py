@@ -14,9 +14,13 @@ VERBS = sorted(get_command(app).commands)  # type: ignore[attr-defined]
 TINY = Path(__file__).parent.parent / "configs" / "tiny.toml"
 
 
-def cockpit(*arguments: object, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
+def cockpit(
+    *arguments: object, cwd: Path | None = None, said: str | None = None
+) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-c", "from pipeline.cli import main; main()", *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, check=False, cwd=cwd, timeout=120)
+    return subprocess.run(
+        command, capture_output=True, text=True, check=False, cwd=cwd, input=said, timeout=120
+    )
 
 
 def test_the_verbs_are_those_of_the_design() -> None:
@@ -89,3 +93,27 @@ def test_doctor_reports_for_people_and_machines(tmp_path: Path) -> None:
     subjects = {finding["subject"]: finding["status"] for finding in found}
     assert subjects["Python"] == subjects["torch"] == subjects["disk"] == "ok"
     assert "processor" in cockpit("doctor", "--runs", tmp_path).stdout
+
+
+def test_run_takes_a_cache_and_a_deadline(tiny_bundle: Path, tmp_path: Path) -> None:
+    kept = tmp_path / "cache"
+    done = cockpit(
+        "run", tiny_bundle, "--threads", 1, "--cache", kept, "--deadline", 600, "--json", "--", "-x"
+    )
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["timing"]["new_tokens"] > 0
+    assert len(list(kept.glob("*.prefix"))) == 1
+    late = cockpit("run", tiny_bundle, "x", "--threads", 1, "--deadline", 1e-9)
+    assert late.returncode == 1
+    assert "was not there after 1e-09 s" in late.stderr
+
+
+def test_chat_takes_a_cache_and_goes_on_behind_a_deadline(tiny_bundle: Path, tmp_path: Path) -> None:
+    kept = tmp_path / "cache"
+    chat = ("chat", tiny_bundle, "--threads", 1, "--cache", kept)
+    done = cockpit(*chat, said="x\n\n")
+    assert done.returncode == 0, done.stderr
+    assert len(list(kept.glob("*.prefix"))) == 1
+    late = cockpit(*chat, "--deadline", 1e-9, said="x\ny\n\n")
+    assert late.returncode == 0, late.stderr
+    assert late.stdout.count("was not there after 1e-09 s") == 2
