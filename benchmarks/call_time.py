@@ -98,7 +98,7 @@ def with_drafts(
     drafted: list[list[float]] = []
     for utterance, text in zip(utterances, texts, strict=True):
         whole = [*encode(text), stop]
-        answer = assistant._constraint.begin(tokenizer)
+        answer = assistant._constraint.begin()
         said = answer.forced()
         steps: list[list[int]] = []
         while len(said) < len(whole):

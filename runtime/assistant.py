@@ -128,18 +128,14 @@ class Assistant:
         self._stop = frozenset(prompt.stop_tokens)
         # A template that defines tool calls lists the tools itself; another model learnt them by training.
         self._shown = self.tools if prompt.form == "hermes" else ()
-        # Each takes as long as the others, and none holds the interpreter.
-        with ThreadPoolExecutor(max_workers=2) as pool:
+        # The model takes as long as all else together, and does not hold the interpreter.
+        with ThreadPoolExecutor(max_workers=1) as pool:
             base = pool.submit(self._model, threads, provider, spin, cache)
-            constraint = pool.submit(
-                Constraint,
-                (directory / "tokenizer.json").read_text(encoding="utf-8"),
-                limits.vocabulary,
-                prompt.stop_tokens,
-                call_grammar(self.tools, prompt.form),
-            )
             self._chat = Chat(directory)
-            self._constraint = constraint.result()
+            grammar = call_grammar(self.tools, prompt.form)
+            self._constraint = Constraint(
+                self._chat.tokenizer, limits.vocabulary, prompt.stop_tokens, grammar
+            )
             model = base.result()
         self._prefix = self._common_prefix(limits.context)
 
@@ -306,7 +302,7 @@ class Assistant:
         grammar = None
         if constrained:
             with watch.grammar:
-                grammar = self._constraint.begin(self._chat.tokenizer)
+                grammar = self._constraint.begin()
         tokens: list[int] = []
         with self._tasks.answering(task, alone=False) as lane, stopping.holding(lane.lock):
             steps = new_tokens(

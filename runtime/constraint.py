@@ -9,22 +9,25 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
-from llguidance import LLMatcher, LLTokenizer
+from llguidance import LLMatcher
 from numpy.typing import NDArray
 from tokenizers import Tokenizer
 
 from runtime.errors import BundleError, ConstraintError
 from runtime.spelling import Spelling, allowed_tokens
+from runtime.vocabulary import grammar_tokenizer
 
 
 class Constraint:
     """A grammar compiled for one tokenizer; `begin` starts an answer."""
 
-    def __init__(self, tokenizer: str, vocabulary: int, stop_tokens: Sequence[int], grammar: str) -> None:
+    def __init__(
+        self, tokenizer: Tokenizer, vocabulary: int, stop_tokens: Sequence[int], grammar: str
+    ) -> None:
         """Compile.
 
         Args:
-            tokenizer: text of tokenizer.json.
+            tokenizer: the one that training had.
             vocabulary: number of logits; at least the tokenizer's.
             stop_tokens: what ends an answer that the grammar allows to end.
             grammar: in llguidance's Lark dialect.
@@ -34,22 +37,20 @@ class Constraint:
             ConstraintError: nothing satisfies the grammar.
         """
         try:
-            self._tokens = LLTokenizer(tokenizer, n_vocab=vocabulary, eos_token=list(stop_tokens), slices=[])
+            tokens = grammar_tokenizer(tokenizer, vocabulary, stop_tokens)
         except ValueError as error:
             raise BundleError(f"constrained decoding cannot use tokenizer.json: {error}") from error
-        self._start = LLMatcher(self._tokens, grammar)
+        self._start = LLMatcher(tokens, grammar)
         self._stop_tokens = tuple(stop_tokens)
-        self._spelling: Spelling | None = None
+        self._spelling = Spelling(tokenizer, tokens, stop_tokens)
         if self._start.is_error():
             raise BundleError(f"the grammar of tools.json is refused: {self._start.get_error()}")
         first = self._start.deep_copy()
         if allowed_tokens(first).size == 0 or first.is_error():
             raise ConstraintError("no answer satisfies the grammar of tools.json; correct the functions")
 
-    def begin(self, tokenizer: Tokenizer) -> ConstrainedAnswer:
-        """A new answer, nothing said yet; `tokenizer` is of the text that the constraint was compiled for."""
-        if self._spelling is None:
-            self._spelling = Spelling(tokenizer, self._tokens, self._stop_tokens)
+    def begin(self) -> ConstrainedAnswer:
+        """A new answer, nothing said yet."""
         return ConstrainedAnswer(self._start.deep_copy(), self._spelling, self._stop_tokens)
 
 

@@ -34,9 +34,8 @@ def tokenizer(tiny_checkpoint: Path) -> Tokenizer:
 
 
 @pytest.fixture(scope="module")
-def constraint(tiny_checkpoint: Path, tiny_tools: tuple[Tool, ...], tokenizer: Tokenizer) -> Constraint:
-    text = (tiny_checkpoint / "tokenizer.json").read_text(encoding="utf-8")
-    return Constraint(text, tokenizer.get_vocab_size(), [STOP], call_grammar(tiny_tools))
+def constraint(tiny_tools: tuple[Tool, ...], tokenizer: Tokenizer) -> Constraint:
+    return Constraint(tokenizer, tokenizer.get_vocab_size(), [STOP], call_grammar(tiny_tools))
 
 
 @settings(max_examples=80, deadline=None)
@@ -46,7 +45,7 @@ def test_an_answer_spelt_as_in_training_is_admitted_and_only_its_own_tokens_are_
 ) -> None:
     """What training fed is `encode(call_text(…))`: one spelling of the many that give the same text."""
     trained = [*tokenizer.encode(call_text(calls, tiny_tools), add_special_tokens=False).ids, STOP]
-    answer = constraint.begin(tokenizer)
+    answer = constraint.begin()
     said = answer.forced()
     while len(said) < len(trained):
         assert said == trained[: len(said)]
@@ -58,17 +57,16 @@ def test_an_answer_spelt_as_in_training_is_admitted_and_only_its_own_tokens_are_
 @pytest.mark.parametrize("form", ["json", "hermes"])
 @pytest.mark.parametrize("count", [1, 2])
 def test_the_model_is_asked_only_where_an_answer_may_go_on_in_two_ways(
-    tiny_checkpoint: Path, tokenizer: Tokenizer, tiny_tools: tuple[Tool, ...], form: AnswerForm, count: int
+    tokenizer: Tokenizer, tiny_tools: tuple[Tool, ...], form: AnswerForm, count: int
 ) -> None:
     """Whether there is a call, which, on or off, and whether there is another."""
-    text = (tiny_checkpoint / "tokenizer.json").read_text(encoding="utf-8")
-    constraint = Constraint(text, tokenizer.get_vocab_size(), [STOP], call_grammar(tiny_tools, form))
+    constraint = Constraint(tokenizer, tokenizer.get_vocab_size(), [STOP], call_grammar(tiny_tools, form))
     calls = [Call("light_set_hazard", {"on": True})] * count
     trained = [
         *tokenizer.encode(call_text(calls, tiny_tools, form), add_special_tokens=False).ids,
         STOP,
     ]
-    answer = constraint.begin(tokenizer)
+    answer = constraint.begin()
     said, asked = answer.forced(), 0
     while len(said) < len(trained):
         said += answer.take(trained[len(said)])
@@ -77,20 +75,17 @@ def test_the_model_is_asked_only_where_an_answer_may_go_on_in_two_ways(
     assert asked == 1 + 3 * count
 
 
-def test_a_grammar_that_nothing_satisfies_is_refused_before_anything_is_asked(
-    tiny_checkpoint: Path, tokenizer: Tokenizer
-) -> None:
-    text = (tiny_checkpoint / "tokenizer.json").read_text(encoding="utf-8")
+def test_a_grammar_that_nothing_satisfies_is_refused_before_anything_is_asked(tokenizer: Tokenizer) -> None:
     with pytest.raises(ConstraintError, match="no answer satisfies the grammar"):
-        Constraint(text, tokenizer.get_vocab_size(), [STOP], "start: A\nA: /[0-9]/ & /[a-z]/")
+        Constraint(tokenizer, tokenizer.get_vocab_size(), [STOP], "start: A\nA: /[0-9]/ & /[a-z]/")
     with pytest.raises(BundleError, match="is refused"):
-        Constraint(text, tokenizer.get_vocab_size(), [STOP], "start: missing")
+        Constraint(tokenizer, tokenizer.get_vocab_size(), [STOP], "start: missing")
 
 
 def test_what_the_grammar_does_not_allow_is_an_error_of_one_line(
     constraint: Constraint, tokenizer: Tokenizer
 ) -> None:
-    answer = constraint.begin(tokenizer)
+    answer = constraint.begin()
     with pytest.raises(ConstraintError, match="the grammar cannot go on") as caught:
         answer.take(tokenizer.encode("x", add_special_tokens=False).ids[0])
     assert "\n" not in str(caught.value)
@@ -136,11 +131,11 @@ def test_tokenizers_that_split_words_otherwise(
         show_progress=False,
     )
     other.train_from_iterator([text for text in texts for _ in range(3)], trainer)
-    constraint = Constraint(other.to_str(), other.get_vocab_size(), [STOP], call_grammar(tiny_tools, form))
+    constraint = Constraint(other, other.get_vocab_size(), [STOP], call_grammar(tiny_tools, form))
     asked = 0
     for text in texts:
         trained = [*other.encode(text, add_special_tokens=False).ids, STOP]
-        answer = constraint.begin(other)
+        answer = constraint.begin()
         said = answer.forced()
         while len(said) < len(trained):
             assert said == trained[: len(said)]
