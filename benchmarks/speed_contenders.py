@@ -66,12 +66,12 @@ class Bundle:
 
     def decode(self, prompt: int, new: int) -> Speed:
         """See `Contender`."""
-        first, *each = self._running.ask(contender.Decode(prompt, new))
+        first, *each = self._running.ask(contender.Decode(prompt, new)).times_ms
         return Speed(1000 * prompt / first, 1000 * new / sum(each))
 
     def call(self, task: CallTask) -> float:
         """See `Contender`."""
-        return self._running.ask(contender.Call(task.utterance, (), 0, task.most_new))[0]
+        return self._running.ask(contender.Call(task.utterance, (), 0, task.most_new)).times_ms[0]
 
     def peak_bytes(self) -> int:
         """See `Contender`."""

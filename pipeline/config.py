@@ -346,6 +346,8 @@ class Validate(Section):
     """Interleaved pairs of runs per prompt length."""
     timed_calls: Annotated[int, Field(ge=1)] = 4
     """Utterances whose whole answer is timed, once by each contender."""
+    own_calls: Annotated[int, Field(ge=1)] = 20
+    """Utterances of each language that the bundle then answers alone, to tell where a call's time goes."""
     threads: Annotated[int, Field(ge=1)] = 2
     near_tie: Positive = 1e-3
     """A top-1 flip whose reference margin (in logits) is below this is counted apart."""

@@ -21,7 +21,7 @@ from typing import Literal, TypeVar
 from runtime.errors import DataError
 from runtime.strict import parse_json, read_record
 
-SCHEMA_VERSION = 3
+SCHEMA_VERSION = 4
 
 Verdict = Literal["pass", "fail", "inconclusive"]
 Record = TypeVar("Record")
@@ -263,7 +263,8 @@ class LatencyPoint:
 class CallLatency:
     """From an utterance to its whole answer, contenders in turn on the same utterances.
 
-    The bundle answers under the tools' grammar, as in a car; torch decodes greedily to the end of the turn.
+    The bundle answers under the tools' grammar and its calls are checked, as in a car; torch decodes greedily
+    to the end of the turn.
     """
 
     utterances: int
@@ -271,6 +272,28 @@ class CallLatency:
     """Contender → milliseconds of one answer."""
     ratio: dict[str, Estimate]
     """Contender → its time over the unmerged model's, median over utterances."""
+
+
+@dataclass(frozen=True)
+class OwnCalls:
+    """The bundle's calls by itself, from an utterance to calls that were checked, and where their time goes.
+
+    The four parts are means over the calls, in milliseconds; their sum is the mean time of a call.
+    """
+
+    times: Distribution
+    runs: float
+    """Runs of the model behind the prompt's, mean over the calls."""
+    new_tokens: float
+    """Tokens of the answer, mean over the calls."""
+    prefill_ms: float
+    """In the model, for the prompt and what is forced before a token is chosen."""
+    decode_ms: float
+    """In the model, behind that."""
+    grammar_ms: float
+    """What may come next, what must, and how it is spelt."""
+    python_ms: float
+    """The rest: template, tokenizer, choosing tokens, their text, reading and checking the calls."""
 
 
 @dataclass(frozen=True)
@@ -301,6 +324,8 @@ class LatencyReport:
     threads: int
     points: tuple[LatencyPoint, ...]
     call: CallLatency
+    own_calls: dict[str, OwnCalls]
+    """Language of the utterances → the bundle's calls, in its process of the rounds while all others wait."""
     footprints: dict[str, Footprint]
     """Contender → its process; the contenders are `unmerged`, `merged` where the adapter is, `bundle` and any
     added bundle."""

@@ -22,6 +22,7 @@ from runtime.report import (
     LatencyPoint,
     LatencyReport,
     Machine,
+    OwnCalls,
     ParityReport,
     RenderingCheck,
     Report,
@@ -304,6 +305,10 @@ def released() -> Report:
         threads=2,
         points=(point(64, 0.29, 0.14), point(256, 0.27, 0.15)),
         call=CallLatency(24, {name: times(value, 24) for name, value in call.items()}, ratios(call, 24)),
+        own_calls={
+            "en": OwnCalls(times(48.0, 20), 5.8, 22.4, 10.8, 33.6, 3.4, 0.6),
+            "zh": OwnCalls(times(121.0, 15), 17.2, 34.0, 11.9, 104.0, 7.7, 1.3),
+        },
         footprints={
             "unmerged": Footprint(1840.0, 1_912_000_000),
             "merged": Footprint(1210.0, 1_655_000_000),
@@ -378,6 +383,6 @@ def bare() -> Report:
     made = report(
         parity,
         TaskReport(contenders, Estimate(0.0, 0.0, 0.0, 40), 1.0, ANSWERS[:1]),
-        LatencyReport(MACHINE, 2, (), CallLatency(0, {}, {}), {}),
+        LatencyReport(MACHINE, 2, (), CallLatency(0, {}, {}), {}, {}),
     )
     return replace(made, training=UNTRAINED, sizes={"bundle": 175_012_004}, lineage={"bundle": "ab" * 32})

@@ -25,6 +25,7 @@ from runtime.report import (
     LatencyPoint,
     LatencyReport,
     Machine,
+    OwnCalls,
     ParityReport,
     RenderingCheck,
     Report,
@@ -100,6 +101,7 @@ RELEASE = Report(
         threads=2,
         points=(SHORT, LONG),
         call=CallLatency(10, TIMES, {"bundle": around(0.15, 10)}),
+        own_calls={"en": OwnCalls(TIMES["bundle"], 6.0, 22.0, 0.6, 1.8, 0.1, 0.02)},
         footprints={"unmerged": Footprint(3000.0, 10**9), "bundle": Footprint(600.0, 4 * 10**8)},
     ),
     gate=GateReport("int8", (), "pass", None),
@@ -219,7 +221,7 @@ def test_what_the_baseline_did_not_measure_is_inconclusive() -> None:
         RELEASE,
         parity=replace(RELEASE.parity, hops=()),
         task=replace(RELEASE.task, answers=()),
-        latency=replace(RELEASE.latency, points=(), call=CallLatency(0, {}, {}), footprints={}),
+        latency=replace(RELEASE.latency, points=(), call=CallLatency(0, {}, {}), own_calls={}, footprints={}),
     )
     checks = judged(RELEASE, then=nothing)
     assert {check.name for check in checks} == {*GROWTHS, "max_exact_call_loss"}

@@ -128,6 +128,7 @@ class Evidence:
             2,
             (point,),
             call,
+            {},
             {"unmerged": Footprint(3000.0, 1000), "bundle": self.footprint},
         )
 

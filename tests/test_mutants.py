@@ -77,6 +77,7 @@ LATENCY = LatencyReport(
     2,
     (LatencyPoint(32, 4, {"bundle": TIME}, {"bundle": TIME}, {"bundle": FASTER}, {"bundle": FASTER}),),
     CallLatency(10, {"bundle": TIME}, {"bundle": FASTER}),
+    {},
     {"unmerged": Footprint(1.0, 2), "bundle": Footprint(1.0, 1)},
 )
 FOUND: dict[str, GateReport] = {}

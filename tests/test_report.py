@@ -25,6 +25,7 @@ from runtime.report import (
     Histogram,
     Hop,
     LatencyPoint,
+    OwnCalls,
     Report,
     Score,
     distribution,
@@ -51,7 +52,19 @@ def test_a_whole_report_survives_the_trip(sample: Callable[[], Report]) -> None:
 
 @pytest.mark.parametrize(
     "kind",
-    [Estimate, Comparison, Hop, Generations, Score, Answer, LatencyPoint, CallLatency, Check, GateReport],
+    [
+        Estimate,
+        Comparison,
+        Hop,
+        Generations,
+        Score,
+        Answer,
+        LatencyPoint,
+        CallLatency,
+        OwnCalls,
+        Check,
+        GateReport,
+    ],
 )
 @settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(data=st.data())

@@ -150,6 +150,21 @@ def test_names_from_the_report_are_text_too() -> None:
     assert "<img" not in draw(tainted)
 
 
+def test_parts_of_a_call_are_told_by_language_and_sum_to_it() -> None:
+    page = Page(draw(sample_report.admitted()))
+    for language, spoken, shares in (
+        ("en", "English", ["22.3\u00a0%", "69.4\u00a0%", "7.0\u00a0%", "1.2\u00a0%"]),
+        ("zh-Hans", "中文", ["9.5\u00a0%", "83.3\u00a0%", "6.2\u00a0%", "1.0\u00a0%"]),
+    ):
+        texts = page.texts[language]
+        row = texts[len(texts) - texts[::-1].index(spoken) - 1 :][:14]
+        assert row[-7::2] == shares
+    assert "Where the time of a call goes" in page.texts["en"]
+    assert "一次调用的时间用在何处" in page.texts["zh-Hans"]
+    bare = Page(draw(sample_report.bare())).texts["en"]
+    assert "Where the time of a call goes" not in bare
+
+
 @pytest.mark.parametrize(
     ("name", "word"), [("admitted", "Admitted"), ("refused", "Refused"), ("undecided", "Refused")]
 )
@@ -291,7 +306,7 @@ def test_chinese_texts_are_chinese() -> None:
         if re.search("[A-Za-z]{3}", english):
             assert re.search("[\u4e00-\u9fff]", chinese), key
         words = set(re.findall(r"[A-Za-z]{2,}", chinese))
-        assert words <= {"KL", "logit", "McNemar", "ONNX", "AdaLoRA", "QLoRA", "BA"}, (key, words)
+        assert words <= {"KL", "logit", "McNemar", "ONNX", "AdaLoRA", "QLoRA", "BA", "Python"}, (key, words)
 
 
 def test_no_english_label_is_left_in_the_chinese_part(page: Page) -> None:
@@ -312,7 +327,7 @@ def test_changed_answers_are_listed_on_both_sides() -> None:
     assert "No answer changed from right to wrong or back." in Page(draw(sample_report.bare())).texts["en"]
 
 
-CHARTS = {"admitted": 12, "refused": 12, "undecided": 12, "bare": 5}
+CHARTS = {"admitted": 13, "refused": 13, "undecided": 13, "bare": 5}
 """The fewest charts a page shows beside its table of checks."""
 
 PROBE = """

@@ -94,6 +94,7 @@ def project(tiny_checkpoint: Path, tiny_tools_file: Path, tmp_path_factory: pyte
         new_tokens = 4
         latency_runs = 3
         timed_calls = 3
+        own_calls = 3
         [gate]
         min_valid = 0.0
         # A tiny model on a busy machine: how fast it is says nothing.

@@ -69,7 +69,7 @@ def measure_inference_cost(
         for turn in range(1 + ROUNDS):
             # Back and forth, so that nobody always comes after the same other.
             for name in sorted(running, reverse=bool(turn % 2)):
-                times[name].append(running[name].ask(request))
+                times[name].append(running[name].ask(request).times_ms)
             progress(turn + 1, 1 + ROUNDS)
         speeds = {name: _speed(times[name][1:], each.peak_bytes) for name, each in running.items()}
     return Speeds(speeds["base"], speeds["merged"], speeds["unmerged"])

@@ -12,7 +12,7 @@ import json
 import sys
 import time
 from collections.abc import Sequence
-from contextlib import redirect_stdout
+from contextlib import redirect_stdout, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -20,8 +20,10 @@ from typing import Any, Protocol
 import numpy as np
 
 from runtime.bench import peak_bytes
-from runtime.errors import CockpitError
+from runtime.calls import check_call, parse_calls
+from runtime.errors import CockpitError, DataError
 from runtime.report import from_json
+from runtime.timing import Timing
 
 
 @dataclass(frozen=True)
@@ -58,6 +60,16 @@ class Reply:
     times_ms: tuple[float, ...]
     peak_bytes: int
     """Of the process until now."""
+    timing: Timing | None
+    """Of a bundle's answer to a `Call`, which `times_ms` has with the check of its calls."""
+
+
+@dataclass(frozen=True)
+class Said:
+    """An answer that was only computed to be timed, and where its time went as far as the model knows."""
+
+    tokens: Sequence[int]
+    timing: Timing | None
 
 
 class Model(Protocol):
@@ -69,8 +81,8 @@ class Model(Protocol):
     def step(self, tokens: Sequence[int]) -> int:
         """Append tokens to the conversation; the most probable next token."""
 
-    def answer(self, call: Call) -> object:
-        """Answer an utterance; whatever comes back was only computed to be timed."""
+    def answer(self, call: Call) -> Said:
+        """Answer an utterance."""
 
 
 class Bundle:
@@ -90,9 +102,13 @@ class Bundle:
         """Append tokens; the most probable next."""
         return int(self._assistant.decoder.feed(tokens).argmax())
 
-    def answer(self, call: Call) -> object:
-        """From the utterance to the text of its calls."""
-        return self._assistant.answer(call.utterance, call.max_new_tokens)
+    def answer(self, call: Call) -> Said:
+        """From the utterance to checked calls; one that is cut off or wrong takes its time too."""
+        answer = self._assistant.answer(call.utterance, call.max_new_tokens)
+        with suppress(DataError):
+            for found in parse_calls(answer.text, self._assistant.manifest.prompt.form):
+                check_call(found, self._assistant.tools)
+        return Said(answer.tokens, answer.timing)
 
 
 class Torch:
@@ -129,21 +145,21 @@ class Torch:
         self._past = out.past_key_values
         return int(out.logits[0, -1].argmax())
 
-    def answer(self, call: Call) -> object:
+    def answer(self, call: Call) -> Said:
         """From the prompt to the token that ends the turn."""
         self.reset()
         answer = [self.step(call.tokens)]
         while answer[-1] != call.stop and len(answer) < call.max_new_tokens:
             answer.append(self.step(answer[-1:]))
-        return answer
+        return Said(answer, None)
 
 
 def main(arguments: Sequence[str]) -> None:
     """Serve measurements until standard input ends."""
     replies = sys.stdout
 
-    def reply(times_ms: Sequence[float]) -> None:
-        replies.write(json.dumps(dataclasses.asdict(Reply(tuple(times_ms), peak_bytes()))) + "\n")
+    def reply(times_ms: Sequence[float], timing: Timing | None = None) -> None:
+        replies.write(json.dumps(dataclasses.asdict(Reply(tuple(times_ms), peak_bytes(), timing))) + "\n")
         replies.flush()
 
     # What a library prints must not come between the replies.
@@ -153,7 +169,7 @@ def main(arguments: Sequence[str]) -> None:
             model = _load(*arguments)
             reply([_since(started)])
             for line in sys.stdin:
-                reply(_measure(model, from_json(Request, line)))
+                reply(*_measure(model, from_json(Request, line)))
         except CockpitError as error:
             sys.exit(" ".join(str(error).split()))
 
@@ -164,13 +180,13 @@ def _load(kind: str, threads: str, path: str, beside: str | None = None) -> Mode
     return Torch(Path(path), Path(beside) if beside else None, int(threads))
 
 
-def _measure(model: Model, request: Request) -> list[float]:
+def _measure(model: Model, request: Request) -> tuple[list[float], Timing | None]:
     if request.decode is not None:
-        return _decode(model, request.decode)
+        return _decode(model, request.decode), None
     assert request.call is not None
     started = time.perf_counter()
-    model.answer(request.call)
-    return [_since(started)]
+    said = model.answer(request.call)
+    return [_since(started)], said.timing
 
 
 def _decode(model: Model, request: Decode) -> list[float]:

@@ -1,7 +1,8 @@
 """Latency and memory of the bundle beside the unmerged model, on one machine, in turn.
 
 Each contender lives in its own process. Runs are interleaved (A B C, A B C, …) so that a drifting
-clock or a noisy neighbour meets all of them, and ratios are taken within a round.
+clock or a noisy neighbour meets all of them, and ratios are taken within a round. Behind the rounds the
+bundle answers further calls while the others sleep: those tell where its own time goes, and give no ratio.
 """
 
 from __future__ import annotations
@@ -18,8 +19,9 @@ from pathlib import Path
 from typing import Literal
 
 from pipeline.evidence.contender import Call, Decode, Reply, Request
+from pipeline.evidence.own_calls import own_calls
 from pipeline.evidence.statistics import median
-from pipeline.evidence.task import UNMERGED
+from pipeline.evidence.task import BUNDLE, UNMERGED
 from pipeline.evidence.worker import Worker, module_command
 from pipeline.provenance import versions
 from runtime.errors import UsageError
@@ -93,6 +95,7 @@ def measure_latency(
     new_tokens: int,
     runs: int,
     calls: Sequence[CallPrompt],
+    own: Mapping[str, Sequence[str]],
     max_new_tokens: int,
     threads: int,
     progress: Callable[[int, int], None] = lambda done, total: None,
@@ -100,14 +103,15 @@ def measure_latency(
     """Time every contender at every prompt length and on every call, each after a round not counted.
 
     Args:
-        contenders: one of them named `unmerged`, the denominator of every ratio.
+        contenders: one of them named `unmerged`, the denominator of every ratio, and one `bundle`.
         prompt_tokens: prompt lengths.
         new_tokens: tokens decoded behind each prompt.
         runs: counted rounds at each length.
         calls: at least one; each is a round, and is answered once by each contender.
+        own: language → at least one utterance in it, which the bundle answers behind the rounds.
         max_new_tokens: longest answer to a call.
         threads: for every contender alike.
-        progress: told rounds done and in all.
+        progress: told rounds and answers done and in all.
 
     Raises:
         UsageError: two contenders have one name.
@@ -117,16 +121,22 @@ def measure_latency(
     for name in names:
         if names.count(name) > 1:
             raise UsageError(f'two contenders are named "{name}"; give each a name of its own')
-    steps, total = itertools.count(1), len(prompt_tokens) * (1 + runs) + 1 + len(calls)
+    total = len(prompt_tokens) * (1 + runs) + 1 + len(calls) + sum(map(len, own.values()))
+    steps = itertools.count(1)
     with ExitStack() as stack:
         running = {each.name: stack.enter_context(Running(each, threads)) for each in contenders}
 
         def rounds(requests: Sequence[Decode | Call]) -> list[Round]:
             found = []
             for request in requests:
-                found.append({name: it.ask(request) for name, it in running.items()})
+                found.append({name: it.ask(request).times_ms for name, it in running.items()})
                 progress(next(steps), total)
             return found
+
+        def alone(utterance: str) -> Reply:
+            reply = running[BUNDLE].ask(Call(utterance, (), 0, max_new_tokens))
+            progress(next(steps), total)
+            return reply
 
         points = []
         for length in prompt_tokens:
@@ -135,8 +145,9 @@ def measure_latency(
         asked = [Call(call.utterance, call.tokens, call.stop, max_new_tokens) for call in calls]
         first = replace(asked[0], max_new_tokens=min(_WARM_TOKENS, max_new_tokens))
         answered = _call(rounds([first, *asked])[1:])
+        parts = {language: own_calls([alone(text) for text in said]) for language, said in own.items()}
         footprints = {name: Footprint(it.load_ms, it.peak_bytes) for name, it in running.items()}
-    return LatencyReport(this_machine(), threads, tuple(points), answered, footprints)
+    return LatencyReport(this_machine(), threads, tuple(points), answered, parts, footprints)
 
 
 class Running:
@@ -157,7 +168,7 @@ class Running:
             ),
         )
         self.peak_bytes = 0
-        self.load_ms = self._times(self._worker.ready)[0]
+        self.load_ms = self._reply(self._worker.ready).times_ms[0]
 
     def __enter__(self) -> Running:
         return self
@@ -165,19 +176,19 @@ class Running:
     def __exit__(self, *exception: object) -> None:
         self._worker.__exit__(*exception)
 
-    def ask(self, request: Decode | Call) -> tuple[float, ...]:
-        """Milliseconds of the answer to a call; or those of a prompt, then of each new token.
+    def ask(self, request: Decode | Call) -> Reply:
+        """What the answer to a call took; or a prompt, then each new token.
 
         Raises:
             StageError: the process stopped or hangs.
         """
         decode, call = (request, None) if isinstance(request, Decode) else (None, request)
-        return self._times(self._worker.ask(json.dumps(asdict(Request(decode, call)))))
+        return self._reply(self._worker.ask(json.dumps(asdict(Request(decode, call)))))
 
-    def _times(self, line: str) -> tuple[float, ...]:
+    def _reply(self, line: str) -> Reply:
         reply = from_json(Reply, line)
         self.peak_bytes = reply.peak_bytes
-        return reply.times_ms
+        return reply
 
 
 def _point(request: Decode, rounds: Sequence[Round]) -> LatencyPoint:

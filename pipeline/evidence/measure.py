@@ -119,7 +119,7 @@ def measure(
     calls = _calls(settings, assistant, tokenizer, records, model.adapter)
     del assistant
     gc.collect()  # latency is measured in processes of their own, with the memory to themselves
-    latency = _latency(settings, bundle, others, model, calls, progress)
+    latency = _latency(settings, bundle, others, model, calls, _own(settings, records), progress)
     for name, report in (("parity", parity), ("task", task), ("latency", latency)):
         (out / f"{name}.json").write_text(to_json(report), encoding="utf-8")
     return {"conversations": min(len(records), settings.conversations), "utterances": len(task.answers)}
@@ -266,12 +266,21 @@ def _calls(
     ]
 
 
+def _own(settings: Validate, records: Sequence[Record]) -> dict[str, list[str]]:
+    """As many utterances of every language, or all there are: language → utterances."""
+    return {
+        language: [record.utterance for record in records if record.lang == language][: settings.own_calls]
+        for language in sorted({record.lang for record in records})
+    }
+
+
 def _latency(
     settings: Validate,
     bundle: Path,
     others: Mapping[str, Path],
     model: Model,
     calls: Sequence[CallPrompt],
+    own: Mapping[str, Sequence[str]],
     progress: Progress,
 ) -> LatencyReport:
     return measure_latency(
@@ -285,6 +294,7 @@ def _latency(
         settings.new_tokens,
         settings.latency_runs,
         calls,
+        own,
         settings.max_new_tokens,
         settings.threads,
         lambda done, total: progress("latency", done, total),

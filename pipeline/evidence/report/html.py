@@ -25,6 +25,7 @@ from pipeline.evidence.report.charts import Chart, colour, gauge
 from pipeline.evidence.report.checks import Line, lines
 from pipeline.evidence.report.claims import Told, told
 from pipeline.evidence.report.fidelity import fidelity
+from pipeline.evidence.report.own_calls import CallTime, call_time
 from pipeline.evidence.report.rounding import Bits, bits
 from pipeline.evidence.report.speed import Speed, bars, speed
 from pipeline.evidence.report.training import training
@@ -46,6 +47,7 @@ class View:
     fidelity: list[Chart]
     accuracy: Accuracy
     speed: Speed
+    call_time: CallTime | None
     sizes: Chart
     training: list[Chart]
     claims: list[Told]
@@ -95,6 +97,7 @@ def _view(
         fidelity=fidelity(report, language),
         accuracy=accuracy(report, language),
         speed=speed(report, language),
+        call_time=call_time(report, language),
         sizes=bars(language, "sizes", sizes),
         training=training(report, language),
         claims=[] if claims is None else told(claims, language),

@@ -78,6 +78,11 @@ WORDS: Mapping[str, tuple[str, str]] = {
     "fidelity": ("Does it compute what was trained?", "计算结果与训练所得一致吗？"),
     "task": ("Does it still do the job?", "还能胜任任务吗？"),
     "latency": ("How fast is it?", "速度如何？"),
+    "own": ("Where the time of a call goes", "一次调用的时间用在何处"),
+    "own.note": (
+        "From an utterance to checked calls: the bundle alone behind the rounds, {} threads.",
+        "从指令到校验过的调用：各轮之后部署包单独运行，{} 个线程。",
+    ),
     "footprint": ("Memory and load time", "内存与加载时间"),
     "claims": ("What holds of the reference guide", "参考指南的说法是否成立"),
     "claims.note": (
@@ -187,6 +192,12 @@ WORDS: Mapping[str, tuple[str, str]] = {
     "ttft": ("Time to first token", "首词元耗时"),
     "token": ("Time per token", "每词元耗时"),
     "call": ("Time of a whole answer", "整条回答耗时"),
+    "own.tokens": ("New tokens", "新词元"),
+    "own.runs": ("Runs behind the prompt", "提示之后的模型运行"),
+    "part.prefill": ("Prefill", "预填充"),
+    "part.decode": ("Decode", "解码"),
+    "part.grammar": ("Grammar", "语法"),
+    "part.python": ("Python", "Python 代码"),
     "ratio": ("Over unmerged", "与未合并之比"),
     "memory": ("Peak memory", "内存峰值"),
     "load": ("Load time", "加载时间"),
@@ -330,9 +341,16 @@ WORDS: Mapping[str, tuple[str, str]] = {
         "色带：全部测量，中位数处最深；短线为 95 与 99 %。小字：与未合并模型之比及区间。",
     ),
     "chart.call.note": (
-        "From utterance to the last token: the bundle under the tools’ grammar, as in a car.",
-        "从指令到最后一个词元；部署包受工具语法约束，与车内一致。",
+        "From utterance to the last token: the bundle under the tools’ grammar and to checked calls, as in a"
+        " car.",
+        "从指令到最后一个词元；部署包受工具语法约束，直至调用校验完毕，与车内一致。",
     ),
+    "chart.own": ("Mean time of a call", "一次调用的平均耗时"),
+    "chart.own.note": (
+        "Its parts: the model on the prompt, the model behind it, the grammar, and all the rest.",
+        "其组成：模型处理提示、模型逐步解码、语法约束，以及其余全部代码。",
+    ),
+    "own.times": ("median {}, 95 % below {}", "中位数 {}，95 % 低于 {}"),
     "chart.cache": ("One prefill, or another way through the cache", "一次预填充，或以其他方式经过缓存"),
     "chart.cache.note": (
         "Largest logit difference to one prefill of the same tokens, relative.",
