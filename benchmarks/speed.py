@@ -4,7 +4,8 @@
         --llama llama/build/bin --gguf int8=q8_0.gguf --gguf int4=q4_0.gguf --gguf int4=q4_k_m.gguf \
         --openvino-python ov/bin/python --openvino int8=ov-int8 --openvino int4=ov-int4 \
         --genai-python genai/bin/python --genai int4=genai-int4 \
-        --utterances $COCKPIT_DATA_DIR/ms_automotive/validation.jsonl --chart docs/speed.svg
+        --utterances $COCKPIT_DATA_DIR/ms_automotive/validation.jsonl \
+        --utterances $COCKPIT_DATA_DIR/mac_slu/validation.jsonl --chart docs/speed.svg
 
 Every model is of one checkpoint; what stands before `=` is the class of its weights, which is compared with
 the bundle of that class. Each lives in a process of its own. Every round asks all of them in turn, and a
@@ -20,19 +21,21 @@ import statistics
 import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 
+import speed_calls
 import speed_chart
-from speed_contenders import Bundle, CallTask, Contender, Library, LlamaCpp, Speed
+from speed_contenders import Bundle, Called, CallTask, Contender, Library, LlamaCpp, Speed
 
 from pipeline.evidence.latency import this_machine
-from runtime.chat import Chat
-from runtime.manifest import verify
 
 QUIET_S = 0.2
-MOST_NEW = 256
+HEAD = (
+    "   ×: how many times as fast ours of the same class is\n"
+    f"{'':30}{'prefill tok/s':>14} {'×':>6} {'decode tok/s':>13} {'×':>6} {'load ms':>8} {'peak MB':>8}"
+)
 
 
 @dataclass(frozen=True)
@@ -46,10 +49,10 @@ class Entry:
 
 @dataclass(frozen=True)
 class Taken:
-    """What one contender did: a `Speed` for each round, milliseconds for each call, and its process."""
+    """What one contender did: a `Speed` for each round, what each call took, and its process."""
 
     speeds: list[Speed]
-    calls: list[float]
+    calls: list[Called]
     loads: list[float]
     peak: int
 
@@ -58,16 +61,31 @@ def main() -> None:
     """Measure everybody."""
     options = _options()
     entries = _entries(options)
-    calls = _calls(options.bundle[0][1], options.utterances, options.calls) if options.utterances else []
+    calls = []
+    if options.utterances:
+        calls = speed_calls.call_tasks(options.bundle[0][1], options.utterances, options.calls)
     taken = _measure(entries, calls, options)
     found = {entry.name: _figures(taken[entry.name]) | _ratios(entry, taken) for entry in entries}
-    print(_head(bool(calls)))
+    answered = {
+        entry.name: speed_calls.by_set(
+            calls, taken[entry.name].calls, taken[entry.peer_of].calls if entry.peer_of else None
+        )
+        for entry in entries
+    }
+    print(HEAD)
     for name, figures in found.items():
         print(_row(name, figures))
+    for line in speed_calls.table(answered):
+        print(line)
     if options.chart:
-        speed_chart.draw(options.chart, found, f"{this_machine().processor}, {options.threads} threads")
+        note = f"{this_machine().processor}, {options.threads} threads"
+        speed_chart.draw(options.chart, found, answered, note)
     asked = {name: getattr(options, name) for name in ("threads", "prompt", "new", "rounds")}
-    print(json.dumps({"machine": this_machine().processor} | asked | {"calls": len(calls)} | found))
+    told = {
+        name: {**figures, "calls": {key: asdict(one) for key, one in answered[name].items()}}
+        for name, figures in found.items()
+    }
+    print(json.dumps({"machine": this_machine().processor} | asked | {"calls": len(calls)} | told))
 
 
 def _options() -> argparse.Namespace:
@@ -88,9 +106,13 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--genai-python", type=Path, help="an interpreter that has onnxruntime-genai")
     models("--genai", "a folder of onnxruntime-genai's builder, or a bundle of ours")
     parser.add_argument(
-        "--utterances", type=Path, help="JSON lines to be answered with calls; none unless set"
+        "--utterances",
+        action="append",
+        default=[],
+        type=Path,
+        help="JSON lines to be answered with calls, a set in a folder of its name; none unless set",
     )
-    parser.add_argument("--calls", type=int, default=40, help="of these, how many")
+    parser.add_argument("--calls", type=int, default=40, help="of each set, how many")
     parser.add_argument("--prompt", type=int, default=256, help="prompt tokens; decoding goes on behind them")
     parser.add_argument("--new", type=int, default=64, help="decoded tokens")
     parser.add_argument("--threads", type=int, default=2)
@@ -145,28 +167,6 @@ def _entries(options: argparse.Namespace) -> list[Entry]:
     return entries
 
 
-def _calls(bundle: Path, utterances: Path, count: int) -> list[CallTask]:
-    """Utterances spread evenly over a file, with the prompt that the bundle makes of each."""
-    manifest = verify(bundle)
-    if manifest.prompt.form != "json":
-        raise SystemExit(
-            "calls are compared where an answer is one JSON array; this bundle's template has tags"
-        )
-    chat = Chat(bundle)
-    said = [json.loads(line)["utterance"] for line in utterances.read_text(encoding="utf-8").splitlines()]
-    tasks = []
-    for utterance in said[:: max(1, len(said) // count)][:count]:
-        tokens = chat.prompt(
-            [
-                {"role": "system", "content": manifest.prompt.system},
-                {"role": "user", "content": utterance},
-            ]
-        )
-        text = chat.tokenizer.decode(tokens, skip_special_tokens=False)
-        tasks.append(CallTask(utterance, text, len(tokens), MOST_NEW))
-    return tasks
-
-
 def _measure(
     entries: Sequence[Entry], calls: Sequence[CallTask], options: argparse.Namespace
 ) -> dict[str, Taken]:
@@ -207,53 +207,34 @@ def _quiet(contender: Contender) -> Contender:
 
 def _figures(taken: Taken) -> dict[str, float]:
     """Tokens per second, milliseconds, bytes."""
-    figures = {
+    return {
         "prefill": statistics.median(speed.prefill for speed in taken.speeds),
         "decode": statistics.median(speed.decode for speed in taken.speeds),
         "load_ms": statistics.median(taken.loads),
         "peak_bytes": float(taken.peak),
     }
-    if taken.calls:
-        figures["call_p50_ms"] = statistics.median(taken.calls)
-        figures["call_p95_ms"] = sorted(taken.calls)[int(0.95 * (len(taken.calls) - 1) + 0.5)]
-    return figures
 
 
 def _ratios(entry: Entry, taken: dict[str, Taken]) -> dict[str, float]:
-    """How many times as fast as the peer ours is, round by round and call by call."""
+    """How many times as fast as the peer ours is, round by round."""
     if entry.peer_of is None:
         return {}
     ours, peer = taken[entry.peer_of], taken[entry.name]
     rounds = list(zip(ours.speeds, peer.speeds, strict=True))
-    ratios = {
+    return {
         "prefill_ratio": statistics.median(a.prefill / b.prefill for a, b in rounds),
         "decode_ratio": statistics.median(a.decode / b.decode for a, b in rounds),
     }
-    if peer.calls:
-        ratios["call_ratio"] = statistics.median(b / a for a, b in zip(ours.calls, peer.calls, strict=True))
-    return ratios
-
-
-def _head(with_calls: bool) -> str:
-    said = "   ×: how many times as fast ours of the same class is"
-    calls = f"{'call p50 ms':>12} {'×':>6} {'p95 ms':>7}" if with_calls else ""
-    columns = (
-        f"{'prefill tok/s':>14} {'×':>6} {'decode tok/s':>13} {'×':>6} {calls} {'load ms':>8} {'peak MB':>8}"
-    )
-    return f"{said}\n{'':30}{columns}"
 
 
 def _row(name: str, found: dict[str, float]) -> str:
     def ratio(key: str) -> str:
         return f"{found[key]:6.2f}" if key in found else " " * 6
 
-    calls = ""
-    if "call_p50_ms" in found:
-        calls = f"{found['call_p50_ms']:12.1f} {ratio('call_ratio')} {found['call_p95_ms']:7.1f}"
     return (
         f"{name:30}{found['prefill']:14.0f} {ratio('prefill_ratio')}"
         f" {found['decode']:13.0f} {ratio('decode_ratio')}"
-        f" {calls} {found['load_ms']:8.0f} {found['peak_bytes'] / 1e6:8.0f}"
+        f" {found['load_ms']:8.0f} {found['peak_bytes'] / 1e6:8.0f}"
     )
 
 

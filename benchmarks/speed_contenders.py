@@ -31,12 +31,21 @@ class Speed:
 
 @dataclass(frozen=True)
 class CallTask:
-    """One utterance, and the prompt that our chat template makes of it."""
+    """One utterance of a set, and the prompt that our chat template makes of it."""
 
+    source: str
     utterance: str
     prompt: str
     prompt_tokens: int
     most_new: int
+
+
+@dataclass(frozen=True)
+class Called:
+    """Milliseconds of one call, and of a bundle of ours what its process replied."""
+
+    ms: float
+    reply: contender.Reply | None = None
 
 
 class Contender(Protocol):
@@ -47,8 +56,8 @@ class Contender(Protocol):
     def decode(self, prompt: int, new: int) -> Speed:
         """Feed a prompt of so many tokens, then decode behind it."""
 
-    def call(self, task: CallTask) -> float:
-        """Milliseconds from a prompt's text to the text of its calls."""
+    def call(self, task: CallTask) -> Called:
+        """What it took from a prompt's text to the text of its calls."""
 
     def peak_bytes(self) -> int:
         """The largest resident set of its process until now."""
@@ -69,9 +78,10 @@ class Bundle:
         first, *each = self._running.ask(contender.Decode(prompt, new)).times_ms
         return Speed(1000 * prompt / first, 1000 * new / sum(each))
 
-    def call(self, task: CallTask) -> float:
+    def call(self, task: CallTask) -> Called:
         """See `Contender`."""
-        return self._running.ask(contender.Call(task.utterance, (), 0, task.most_new)).times_ms[0]
+        reply = self._running.ask(contender.Call(task.utterance, (), 0, task.most_new))
+        return Called(reply.times_ms[0], reply)
 
     def peak_bytes(self) -> int:
         """See `Contender`."""
@@ -97,11 +107,11 @@ class Library:
         took = self._ask({"decode": {"prompt_tokens": prompt, "new_tokens": new}})
         return Speed(1000 * prompt / took["prefill_ms"], 1000 * new / took["decode_ms"])
 
-    def call(self, task: CallTask) -> float:
+    def call(self, task: CallTask) -> Called:
         """See `Contender`."""
         said = self._ask({"call": {"prompt": task.prompt, "most_new": task.most_new}})
         _same_prompt(task, said["prompt_tokens"], "the worker")
-        return float(said["call_ms"])
+        return Called(float(said["call_ms"]))
 
     def peak_bytes(self) -> int:
         """See `Contender`."""
@@ -161,7 +171,7 @@ class LlamaCpp:
         decode = _run([*self._bench, "-p", 0, "-n", new, "-d", prompt])
         return Speed(prefill, decode)
 
-    def call(self, task: CallTask) -> float:
+    def call(self, task: CallTask) -> Called:
         """See `Contender`."""
         asked = {
             "prompt": task.prompt,
@@ -180,7 +190,7 @@ class LlamaCpp:
         if "content" not in reply:
             raise SystemExit(f"llama-server refuses the call: {reply}")
         _same_prompt(task, reply["tokens_evaluated"], "llama-server")
-        return took
+        return Called(took)
 
     def peak_bytes(self) -> int:
         """See `Contender`."""
