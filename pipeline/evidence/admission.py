@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,6 +31,7 @@ from runtime.report import (
     from_json,
     to_json,
 )
+from runtime.swap import recover, replacing
 
 
 @dataclass(frozen=True)
@@ -90,24 +90,22 @@ def assemble(
 
 
 def write_report(report: Report, folder: Path) -> None:
-    """report.html, report.json and junit.xml, all three or none of them new.
+    """report.html, report.json and junit.xml, all three or none of them new, whenever it is killed.
 
     The page also shows the claims.json that lies beside the folder, where there is one of these models, the
     advice.json of the run that the folder is a task's report in, where there is one of this adapter, and what
     the run's rounding says of itself, where the model was exported with it.
     """
-    fresh = folder.with_name(f".partial-{folder.name}")
-    shutil.rmtree(fresh, ignore_errors=True)
-    fresh.mkdir(parents=True)
-    (fresh / "report.json").write_text(to_json(report), encoding="utf-8")
     run = folder.parent
     claims, advice = claims_of(run, report.lineage), advice_of(run.parent, report)
     # The tasks of a switchable build share the run that holds their reports.
     rounding = rounding_of(run, report.lineage) or rounding_of(run.parent, report.lineage)
-    (fresh / "report.html").write_text(draw(report, claims, advice, rounding), encoding="utf-8")
-    (fresh / "junit.xml").write_text(junit(report.gate, report.name), encoding="utf-8")
-    shutil.rmtree(folder, ignore_errors=True)
-    fresh.rename(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    recover(folder)
+    with replacing(folder) as fresh:
+        (fresh / "report.json").write_text(to_json(report), encoding="utf-8")
+        (fresh / "report.html").write_text(draw(report, claims, advice, rounding), encoding="utf-8")
+        (fresh / "junit.xml").write_text(junit(report.gate, report.name), encoding="utf-8")
 
 
 def refuse_unless_passed(gate: GateReport, folder: Path) -> None:
