@@ -1,0 +1,1 @@
+"""The verbs of the `cockpit` command line, and nothing of what they do."""
