@@ -162,7 +162,8 @@ def test_two_processes_make_the_adapter_of_one(
 
 
 def test_processes_stop_early_together(project: Path, tmp_path: Path) -> None:
-    settings = ("learning_rate=0.3", "scheduler=constant", "epochs=9", "eval_steps=2", "patience=2")
+    """At a rate that changes no sum of a product, so that no machine sees an improvement."""
+    settings = ("learning_rate=1e-12", "scheduler=constant", "epochs=9", "eval_steps=2", "patience=2")
     overrides = tuple(f"train.{setting}" for setting in settings)
     (tmp_path / "one").mkdir()
     (tmp_path / "two").mkdir()
@@ -171,8 +172,8 @@ def test_processes_stop_early_together(project: Path, tmp_path: Path) -> None:
     done = train(project, tmp_path / "two", *overrides)
     assert done.returncode == 0, done.stderr
     one, two = (json.loads((tmp_path / name / "adapter" / TRAINING).read_text()) for name in ("one", "two"))
-    assert one["steps"] == one["kept_step"] + 4 < 54
-    assert (two["steps"], two["kept_step"]) == (one["steps"], one["kept_step"])
+    assert exit_codes(tmp_path / "two") == ["0", "0"]
+    assert [(record["steps"], record["kept_step"]) for record in (one, two)] == [(6, 2), (6, 2)]
 
 
 def test_what_stops_one_process_stops_all_and_is_said_once(project: Path, tmp_path: Path) -> None:
