@@ -6,12 +6,14 @@ import json
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from tokenizers import Tokenizer
 
 from runtime.errors import CheckpointError, ExportError
 
-REQUIRED = ("tokenizer.json", "tokenizer_config.json")
+TOKENIZER = "tokenizer.json"
+CONFIG = "tokenizer_config.json"
 OPTIONAL = ("special_tokens_map.json",)
 TEMPLATE = "chat_template.jinja"
 
@@ -28,6 +30,8 @@ class SpecialTokens:
 
 def copy_tokenizer(checkpoint: Path, out: Path, vocabulary: int) -> None:
     """Copy the tokenizer and its chat template, which gets a file of its own where it had none.
+
+    tokenizer.json is written anew in as few bytes as say the same: it is read at every load.
 
     Args:
         checkpoint: a Hugging Face folder with a fast tokenizer.
@@ -46,7 +50,8 @@ def copy_tokenizer(checkpoint: Path, out: Path, vocabulary: int) -> None:
         )
     template = _template(checkpoint)
     try:
-        for name in (*REQUIRED, *OPTIONAL):
+        (out / TOKENIZER).write_text(_compact(_json(checkpoint, TOKENIZER, required=True)), encoding="utf-8")
+        for name in (CONFIG, *OPTIONAL):
             if (checkpoint / name).is_file():
                 shutil.copyfile(checkpoint / name, out / name)
         if template is not None:
@@ -69,7 +74,7 @@ def read_special_tokens(checkpoint: Path) -> SpecialTokens:
         if value is not None
     }
     tokenizer = _load(checkpoint)
-    names = _json(checkpoint, "tokenizer_config.json", required=True)
+    names = _json(checkpoint, CONFIG, required=True)
     stop = [*_ids(settings, "eos_token_id"), *_named(tokenizer, names.get("eos_token"))]
     if not stop:
         raise ExportError(
@@ -80,6 +85,17 @@ def read_special_tokens(checkpoint: Path) -> SpecialTokens:
     return SpecialTokens(begin[0] if begin else None, tuple(dict.fromkeys(stop)), pad[0])
 
 
+def _compact(tokenizer: dict[str, Any]) -> str:
+    """A tokenizer.json without white space, its merges as one text each where no token has a space.
+
+    Both forms are Hugging Face's; pairs came later, for tokens with spaces, and take longer to read.
+    """
+    pairs = tokenizer["model"].get("merges")
+    if pairs and not any(isinstance(pair, str) or " " in "".join(pair) for pair in pairs):
+        tokenizer["model"]["merges"] = [" ".join(pair) for pair in pairs]
+    return json.dumps(tokenizer, ensure_ascii=False, separators=(",", ":"))
+
+
 def _template(checkpoint: Path) -> str | None:
     """The chat template's text: its own file, or the field of tokenizer_config.json, or none."""
     file = checkpoint / TEMPLATE
@@ -88,7 +104,7 @@ def _template(checkpoint: Path) -> str | None:
             return file.read_text(encoding="utf-8")
         except (OSError, UnicodeDecodeError) as error:
             raise CheckpointError(f"cannot read {file}: {error}") from error
-    template = _json(checkpoint, "tokenizer_config.json", required=True).get("chat_template")
+    template = _json(checkpoint, CONFIG, required=True).get("chat_template")
     if isinstance(template, list):  # several, by name: one is the default
         named = {entry.get("name"): entry.get("template") for entry in template if isinstance(entry, dict)}
         template = named.get("default")
@@ -96,7 +112,7 @@ def _template(checkpoint: Path) -> str | None:
 
 
 def _load(checkpoint: Path) -> Tokenizer:
-    file = checkpoint / "tokenizer.json"
+    file = checkpoint / TOKENIZER
     if not file.is_file():
         raise CheckpointError(f"{checkpoint} has no tokenizer.json: save its tokenizer as a fast tokenizer")
     try:
@@ -105,7 +121,7 @@ def _load(checkpoint: Path) -> Tokenizer:
         raise CheckpointError(f"{file} is damaged: {error}") from error
 
 
-def _json(checkpoint: Path, name: str, required: bool) -> dict[str, object]:
+def _json(checkpoint: Path, name: str, required: bool) -> dict[str, Any]:
     file = checkpoint / name
     if not required and not file.is_file():
         return {}

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from tokenizers import Tokenizer
+from tokenizers import Tokenizer, models
 
 from export.tokenizer import SpecialTokens, copy_tokenizer, read_special_tokens
 from runtime.errors import CheckpointError, ExportError
@@ -43,7 +44,45 @@ def test_copies_the_files(checkpoint: Path, out: Path) -> None:
         "chat_template.jinja",
     }
     for file in out.iterdir():
-        assert file.read_bytes() == (checkpoint / file.name).read_bytes()
+        if file.name != "tokenizer.json":
+            assert file.read_bytes() == (checkpoint / file.name).read_bytes()
+
+
+def spaced(checkpoint: Path) -> None:
+    """A token with a space, which merges of one text cannot spell."""
+    file = checkpoint / "tokenizer.json"
+    settings = json.loads(file.read_text(encoding="utf-8"))
+    names = settings["model"]["vocab"]
+    first = max(names.values()) + 1
+    names |= {" ": first, "a ": first + 1}
+    settings["model"]["merges"].append(["a", " "])
+    file.write_text(json.dumps(settings), encoding="utf-8")
+
+
+def joined(checkpoint: Path) -> None:
+    """Merges of one text, as older tokenizers have them."""
+    file = checkpoint / "tokenizer.json"
+    settings = json.loads(file.read_text(encoding="utf-8"))
+    settings["model"]["merges"] = [" ".join(pair) for pair in settings["model"]["merges"]]
+    file.write_text(json.dumps(settings), encoding="utf-8")
+
+
+def unigram(checkpoint: Path) -> None:
+    """No merges at all, and scores that must stay as they are."""
+    model = models.Unigram([("a", -0.1), ("b", -1 / 3), ("<|im_end|>", -2.0)], 0, byte_fallback=False)
+    Tokenizer(model).save(str(checkpoint / "tokenizer.json"))
+
+
+@pytest.mark.parametrize("change", [lambda checkpoint: None, spaced, joined, unigram])
+def test_the_tokenizer_is_the_same_in_fewer_bytes(
+    checkpoint: Path, out: Path, change: Callable[[Path], None]
+) -> None:
+    change(checkpoint)
+    copy_tokenizer(checkpoint, out, 600)
+    before, after = (folder / "tokenizer.json" for folder in (checkpoint, out))
+    assert Tokenizer.from_file(str(after)).to_str() == Tokenizer.from_file(str(before)).to_str()
+    assert after.stat().st_size < before.stat().st_size
+    assert "\n" not in after.read_text(encoding="utf-8")
 
 
 TEMPLATES: list[object] = [

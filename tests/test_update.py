@@ -338,9 +338,9 @@ def test_bundles_that_take_no_update(
 
 def test_packaging_refuses(workshop: Workshop, tiny_checkpoint: Path, bundle: Path, tmp_path: Path) -> None:
     other = Path(shutil.copytree(tiny_checkpoint, tmp_path / "base"))
-    (other / "tokenizer.json").write_text(
-        (other / "tokenizer.json").read_text(encoding="utf-8") + "\n", encoding="utf-8"
-    )
+    tokenizer = json.loads((other / "tokenizer.json").read_text(encoding="utf-8"))
+    tokenizer["model"]["merges"].pop()
+    (other / "tokenizer.json").write_text(json.dumps(tokenizer), encoding="utf-8")
     with pytest.raises(BundleError, match="another tokenizer"):
         made(replace(workshop, base=other), tmp_path / "out")
     trained = Path(shutil.copytree(workshop.adapters["climate"], tmp_path / "trained"))
