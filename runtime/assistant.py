@@ -74,7 +74,7 @@ def load(
         threads: threads of one operator, 1 to the machine's cores.
         provider: `cpu` or `cuda`; one that this machine cannot use is an error, not a fallback.
         spin: whether idle threads wait in a loop between tokens: faster, and they burn CPU time for some
-            30 ms behind an answer; after that neither way does.
+            6 ms behind an answer; after that neither way does.
         cache: a directory of this user's own, for what makes the next load faster: which files were verified
             (`runtime.verified`), packed weights (`runtime.packed`), and what every prompt begins with
             (`runtime.prefix_cache`). It may be emptied at any time, and may be used for several bundles.

@@ -14,6 +14,9 @@ Provider = Literal["cpu", "cuda"]
 
 _NAMES = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
 _ERRORS_ONLY = 3
+_SPIN_US = 5_000
+"""How long an idle thread waits in a loop: longer than anything that lies between two runs of one answer.
+ONNX Runtime's own time is some 30 ms, behind each answer and whenever a session is opened."""
 
 
 def open_session(
@@ -48,6 +51,7 @@ def open_session(
     options.inter_op_num_threads = 1
     options.log_severity_level = _ERRORS_ONLY
     options.add_session_config_entry("session.intra_op.allow_spinning", "1" if spin else "0")
+    options.add_session_config_entry("session.intra_op.spin_duration_us", str(_SPIN_US))
     if optimized:
         options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
     try:
