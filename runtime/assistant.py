@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import re
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -128,26 +128,35 @@ class Assistant:
         self._stop = frozenset(prompt.stop_tokens)
         # A template that defines tool calls lists the tools itself; another model learnt them by training.
         self._shown = self.tools if prompt.form == "hermes" else ()
-        # The model takes as long as all else together, and does not hold the interpreter.
+        grammar = call_grammar(self.tools, prompt.form)
+        parsed = Event()
+        # The model takes as long as all else together. Reading tokenizer.json and its vocabulary keeps the
+        # interpreter from others, who need it until the graph has been read.
         with ThreadPoolExecutor(max_workers=1) as pool:
-            base = pool.submit(self._model, threads, provider, spin, cache)
+            base = pool.submit(self._model, threads, provider, spin, cache, parsed)
+            base.add_done_callback(lambda done: parsed.set())
+            parsed.wait()
             self._chat = Chat(directory)
-            grammar = call_grammar(self.tools, prompt.form)
+            self._prefix = self._common_prefix(limits.context)
+            tasks = pool.submit(self._begin, base, cache, threads)
             self._constraint = Constraint(
                 self._chat.tokenizer, limits.vocabulary, prompt.stop_tokens, grammar
             )
-            model = base.result()
-        self._prefix = self._common_prefix(limits.context)
-
-        def saved(adapter: Adapter | None) -> PrefixCache | None:
-            return None if cache is None else PrefixCache(cache, manifest, adapter, threads)
-
-        self._tasks = Tasks(model, self._prefix, saved)
-        if self._prefix:
-            self._tasks.lane(None).hold([self._prefix])
+            self._tasks = tasks.result()
         for entry in manifest.adapters or ():
             self._tasks.add(self._listed(entry))
         give_back()  # what reading the graph, the tokenizer and the grammar took for a while
+
+    def _begin(self, base: Future[Decoder | GrowingDecoder], cache: Path | None, threads: int) -> Tasks:
+        """The bare base alone, with what every prompt begins with fed."""
+
+        def saved(adapter: Adapter | None) -> PrefixCache | None:
+            return None if cache is None else PrefixCache(cache, self.manifest, adapter, threads)
+
+        tasks = Tasks(base.result(), self._prefix, saved)
+        if self._prefix:
+            tasks.lane(None).hold([self._prefix])
+        return tasks
 
     @property
     def decoder(self) -> Decoder | GrowingDecoder:
@@ -190,17 +199,21 @@ class Assistant:
         self._tasks.remove(task)
 
     def _model(
-        self, threads: int, provider: Provider, spin: bool, cache: Path | None
+        self, threads: int, provider: Provider, spin: bool, cache: Path | None, parsed: Event
     ) -> Decoder | GrowingDecoder:
         """An empty conversation with the bundle's model."""
         limits, files = self.manifest.limits, self.manifest.files
         if self.manifest.exporter == "optimum":
-            return GrowingDecoder(self._directory, limits.context, limits.vocabulary, threads, provider, spin)
+            return GrowingDecoder(
+                self._directory, limits.context, limits.vocabulary, threads, provider, spin, parsed
+            )
         packed = None
         if cache is not None:
             parts = tuple(files[name].sha256 for name in ("model.onnx", "model.onnx.data") if name in files)
             packed = packed_graph(cache, self._directory, parts)
-        return Decoder(self._directory, limits.context, limits.vocabulary, threads, provider, spin, packed)
+        return Decoder(
+            self._directory, limits.context, limits.vocabulary, threads, provider, spin, packed, parsed
+        )
 
     def _open(self, file: Path) -> Adapter:
         if self.manifest.adapters is None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from threading import Lock
+from threading import Event, Lock
 from typing import Any
 
 import numpy as np
@@ -48,14 +48,17 @@ class Decoder:
         provider: Provider = "cpu",
         spin: bool = True,
         packed: Path | None = None,
+        parsed: Event | None = None,
     ) -> None:
         """Open model.onnx in a verified bundle, or what `runtime.packed` made of it.
+
+        `parsed` as `open_session` takes it.
 
         Raises:
             UsageError: threads or provider cannot be had here.
             BundleError: the graph cannot be opened or is not the graph that this class drives.
         """
-        self._start(_Model(directory, threads, provider, spin, packed), context, vocabulary, None)
+        self._start(_Model(directory, threads, provider, spin, packed, parsed), context, vocabulary, None)
 
     def beside(self, adapter: Adapter | None) -> Decoder:
         """An empty conversation of its own over the same session, with or without an adapter.
@@ -225,7 +228,13 @@ class _Model:
     """What all conversations over one model.onnx share. For several threads at once."""
 
     def __init__(
-        self, directory: Path, threads: int, provider: Provider, spin: bool, packed: Path | None
+        self,
+        directory: Path,
+        threads: int,
+        provider: Provider,
+        spin: bool,
+        packed: Path | None,
+        parsed: Event | None,
     ) -> None:
         self._directory = directory
         self._options = (threads, provider, spin)
@@ -233,7 +242,7 @@ class _Model:
         self._head_lock = Lock()
         self.provider = provider
         self.session = open_session(
-            packed or directory / "model.onnx", *self._options, optimized=packed is not None
+            packed or directory / "model.onnx", *self._options, optimized=packed is not None, parsed=parsed
         )
         self.optional = {value.name for value in self.session.get_overridable_initializers()}
         inputs = {value.name: value for value in self.session.get_inputs()}

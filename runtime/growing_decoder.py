@@ -12,6 +12,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Sequence
 from pathlib import Path
+from threading import Event
 from typing import Any
 
 import numpy as np
@@ -40,14 +41,15 @@ class GrowingDecoder:
         threads: int = 2,
         provider: Provider = "cpu",
         spin: bool = True,
+        parsed: Event | None = None,
     ) -> None:
-        """Open model.onnx in a verified bundle.
+        """Open model.onnx in a verified bundle; `parsed` as `open_session` takes it.
 
         Raises:
             UsageError: threads or provider cannot be had here.
             BundleError: the graph cannot be opened or is not the graph that this class drives.
         """
-        self._session = open_session(directory / "model.onnx", threads, provider, spin)
+        self._session = open_session(directory / "model.onnx", threads, provider, spin, parsed=parsed)
         self.context = context
         self.vocabulary = vocabulary
         self.provider = provider

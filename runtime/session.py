@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
+from threading import Event
 from typing import Literal
 
 import onnxruntime
@@ -20,7 +22,12 @@ ONNX Runtime's own time is some 30 ms, behind each answer and whenever a session
 
 
 def open_session(
-    path: Path, threads: int, provider: Provider, spin: bool, optimized: bool = False
+    path: Path,
+    threads: int,
+    provider: Provider,
+    spin: bool,
+    optimized: bool = False,
+    parsed: Event | None = None,
 ) -> onnxruntime.InferenceSession:
     """Open a graph on exactly one kind of processor.
 
@@ -30,6 +37,7 @@ def open_session(
         provider: where it must run. A provider that cannot be had is an error, never a slower substitute.
         spin: whether idle threads wait in a loop; it costs idle CPU time and saves a third of decode time.
         optimized: the graph was written by ONNX Runtime itself, which need not look for fusions again.
+        parsed: is set when the graph has been read: what then takes long leaves the interpreter to others.
 
     Raises:
         UsageError: the threads or the provider cannot be had on this machine.
@@ -55,7 +63,9 @@ def open_session(
     if optimized:
         options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
     try:
-        session = onnxruntime.InferenceSession(str(path), options, providers=[name])
+        session = onnxruntime.InferenceSession(
+            str(path), options, providers=[name], disabled_optimizers=_no_optimizers(parsed)
+        )
     except Exception as error:  # its exception classes share no base but Exception
         raise BundleError(
             f"ONNX Runtime {onnxruntime.__version__} cannot open {path.name}: {first_line(error)}"
@@ -63,6 +73,13 @@ def open_session(
     if name not in session.get_providers():
         raise UsageError(f"{provider} is not usable on this machine: ONNX Runtime fell back to the CPU")
     return session
+
+
+def _no_optimizers(parsed: Event | None) -> Iterator[str]:
+    """None to leave out. ONNX Runtime looks what there are between reading the graph and all else."""
+    if parsed is not None:
+        parsed.set()
+    yield from ()
 
 
 def first_line(error: Exception) -> str:

@@ -15,6 +15,7 @@ from runtime.assistant import Assistant
 from runtime.calls import call_text
 from runtime.chat import Message
 from runtime.errors import BundleError, DataError, InferenceError, PromptError, UsageError
+from runtime.manifest import MANIFEST, parse, write_manifest
 from runtime.sampling import Sampling
 
 UTTERANCES = [
@@ -224,6 +225,14 @@ def test_a_newer_onnxruntime_may_be_needed(tiny_bundle: Path, tmp_path: Path) ->
     (bundle / "bundle.json").write_text(json.dumps(manifest), encoding="utf-8")
     with pytest.raises(BundleError, match=r"needs onnxruntime 99\.0 or later"):
         runtime.load(bundle)
+
+
+def test_a_graph_that_is_refused_keeps_nobody_waiting(tiny_bundle: Path, tmp_path: Path) -> None:
+    bundle = Path(shutil.copytree(tiny_bundle, tmp_path / "bundle"))
+    (bundle / "model.onnx").write_bytes(b"no graph")
+    write_manifest(bundle, parse((bundle / MANIFEST).read_text(encoding="utf-8")))
+    with pytest.raises(BundleError, match=r"cannot open model\.onnx"):
+        runtime.load(bundle, threads=1)
 
 
 def test_a_changed_bundle_is_not_opened(tiny_bundle: Path, tmp_path: Path) -> None:

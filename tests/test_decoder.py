@@ -7,6 +7,7 @@ import os
 import shutil
 import weakref
 from pathlib import Path
+from threading import Event
 from typing import Any
 
 import numpy as np
@@ -188,6 +189,31 @@ def test_a_missing_provider_is_not_replaced(tiny_exported: Path) -> None:
         pytest.skip("this build of ONNX Runtime has CUDA")
     with pytest.raises(UsageError, match="cannot use cuda"):
         Decoder(tiny_exported, CONTEXT, VOCABULARY, provider="cuda")
+
+
+@pytest.mark.parametrize("kind", [Decoder, GrowingDecoder])
+def test_word_that_a_graph_has_been_read_comes_before_it_is_ready(
+    kind: type[AnyDecoder], tiny_exported: Path, tiny_growing: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """ONNX Runtime is what calls for it: by the time it returns, nobody has to be let go first."""
+    order: list[str] = []
+
+    class Word(Event):
+        def set(self) -> None:
+            order.append("parsed")
+            super().set()
+
+    def opened(*arguments: Any, **options: Any) -> onnxruntime.InferenceSession:
+        session = original(*arguments, **options)
+        order.append("ready")
+        return session
+
+    original = onnxruntime.InferenceSession
+    monkeypatch.setattr(onnxruntime, "InferenceSession", opened)
+    folder = tiny_exported if kind is Decoder else tiny_growing
+    decoder = kind(folder, CONTEXT, VOCABULARY, threads=1, parsed=Word())
+    assert order == ["parsed", "ready"]
+    assert decoder.feed([1]).shape == (VOCABULARY,)
 
 
 def test_a_graph_that_cannot_be_opened(tiny_exported: Path, tmp_path: Path) -> None:
