@@ -274,7 +274,8 @@ class Assistant:
         Raises:
             TaskError: there is no such task.
             DeadlineError: the answer was not there in time. The assistant answers the next one.
-            CancelledError: `cancel` was set. Either is noticed before the next run of the model.
+            CancelledError: `cancel` was set. Either is noticed before the next run of the model: how long
+                one takes is in docs/decisions/0014.
             PromptError: the utterance is empty, contains a control token, or does not fit the context.
             DataError: the answer was cut off, or (unconstrained) is not a list of valid calls. There is
                 never a partly valid result.
