@@ -130,10 +130,8 @@ class Spelling:
 
 def allowed_tokens(matcher: LLMatcher) -> NDArray[np.int64]:
     """Which tokens may come next, in ascending order; stop tokens are among them where the answer may end."""
-    words = np.frombuffer(matcher.compute_bitmask(), np.dtype("<u4"))
-    used = np.flatnonzero(words)  # few of many, as a rule
-    at = np.flatnonzero(np.unpackbits(words[used].view(np.uint8), bitorder="little"))
-    return used[at // 32] * 32 + at % 32
+    bits = np.unpackbits(np.frombuffer(matcher.compute_bitmask(), np.uint8), bitorder="little")
+    return bits.view(np.bool_).nonzero()[0]  # numpy looks for what is true many times as fast as for ones
 
 
 def _common(left: list[int], right: list[int]) -> list[int]:

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from llguidance import LLMatcher, LLTokenizer
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 
 from runtime.calls import AnswerForm, Call, Tool, call_grammar, call_text
@@ -52,6 +53,30 @@ def test_an_answer_spelt_as_in_training_is_admitted_and_only_its_own_tokens_are_
         assert trained[len(said)] in answer.allowed()
         said += answer.take(trained[len(said)])
     assert said == trained
+
+
+@settings(max_examples=15, deadline=None)
+@given(calls=st.lists(CALLS, max_size=2))
+def test_what_may_come_next_is_every_token_of_the_mask(
+    tiny_checkpoint: Path,
+    constraint: Constraint,
+    tokenizer: Tokenizer,
+    tiny_tools: tuple[Tool, ...],
+    calls: list[Call],
+) -> None:
+    text = (tiny_checkpoint / "tokenizer.json").read_text(encoding="utf-8")
+    tokens = LLTokenizer(text, n_vocab=tokenizer.get_vocab_size(), eos_token=[STOP], slices=[])
+    plain = LLMatcher(tokens, call_grammar(tiny_tools))
+    trained = tokenizer.encode(call_text(calls, tiny_tools), add_special_tokens=False).ids
+    answer = constraint.begin()
+    said = answer.forced()
+    while len(said) < len(trained):
+        matcher = plain.deep_copy()
+        matcher.consume_tokens(said)
+        mask = int.from_bytes(matcher.compute_bitmask(), "little")
+        may = [token for token in range(tokenizer.get_vocab_size()) if mask >> token & 1]
+        assert answer.allowed().tolist() == may
+        said += answer.take(trained[len(said)])
 
 
 @pytest.mark.parametrize("form", ["json", "hermes"])
