@@ -1,164 +1,178 @@
-"""What rounding costs: bytes, KL and same tokens of exports and of GGUF files, on in-car conversations.
+"""What rounding costs: bundles, llama.cpp's GGUF files and OpenVINO's models of one checkpoint.
 
-    python benchmarks/quality.py runs/smollm2-135m/merged --data shared/ms_automotive/validation.jsonl \
-        --onnx int8=runs/smollm2-135m/bundle --gguf Q8_0=q8_0.gguf --gguf-f32 f32.gguf \
-        --llama-perplexity llama.cpp/build/bin/llama-perplexity
+    python benchmarks/quality.py runs/smollm2-135m/merged \
+        --bundle int8=runs/smollm2-135m/bundle --bundle int4=bundle-int4 \
+        --llama llama/build/bin --gguf q8_0.gguf --gguf q4_0.gguf --gguf-f32 f32.gguf \
+        --openvino-python ov/bin/python --openvino ov-int8 --openvino ov-int4 \
+        --data $COCKPIT_DATA_DIR/ms_automotive/validation.jsonl \
+        --calls runs/smollm2-135m/data/test.jsonl --speed speed.json --chart docs/quality.svg
 
-The text is read in windows, of which the second half counts, as llama-perplexity reads one: markers of turns
-are letters like any other. Ours are measured against the checkpoint's own float32 graph, a GGUF against the
-float32 GGUF. Prints a table for people, then one JSON line for machines.
+Bytes, divergence from the checkpoint in float32, exact calls, and the speed that speed.py has measured.
+quality_divergence.py and quality_calls.py say how. Prints a table for people, then one JSON line for
+machines.
 """
 
 from __future__ import annotations
 
 import argparse
-import itertools
 import json
-import re
-import subprocess
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from tokenizers import Tokenizer
-from transformers import AutoTokenizer, PreTrainedTokenizerBase
+import quality_chart
+from quality_calls import exact_calls
+from quality_divergence import Windows, divergence, read_windows
+from quality_forms import Form, Peers
 
-from export.checkpoint import export_checkpoint
-from pipeline.config import DEFAULT_SYSTEM
-from pipeline.data.records import read_records
-from pipeline.data.render import render
-from pipeline.evidence.form import Conversation
-from pipeline.evidence.onnx_model import OnnxModel
-from pipeline.evidence.parity import positions, summarize
-from runtime.calls import load_tools
+from pipeline.evidence.latency import this_machine
 
-NEAR_TIE = 0.0
-"""llama-perplexity forgives no choice between two that are nearly tied, so neither is one forgiven here."""
-_PRINTED = {
-    "kl_mean": r"Mean +KLD: +([\d.]+)",
-    "kl_p99": r"99\.0% +KLD: +([\d.]+)",
-    "top1": r"Same top p: +([\d.]+)",
-}
+Figures = dict[str, float]
+SPEED = ("prefill", "decode", "call_p50_ms")
 
 
 def main() -> None:
     """Measure every form."""
+    parser = _parser()
+    options = parser.parse_args()
+    forms = _forms(parser, options)
+    speed = _speed(parser, options.speed, forms) if options.speed else {}
+    peers = Peers(options.llama, options.gguf_f32, options.openvino_python)
+    found: dict[str, Figures] = {form.name: {"bytes": float(form.nbytes)} for form in forms}
+    asked: dict[str, object] = {"machine": this_machine().processor, "threads": options.threads}
+    if options.data:
+        windows = read_windows(options.checkpoint, options.data, options.conversations, options.window)
+        if len(windows.conversations) < 2:
+            parser.error(
+                f"{options.conversations} conversations fill fewer than two windows: give more --data"
+            )
+        asked |= {"windows": len(windows.conversations), "window": options.window}
+        _add(found, _divergence(options.checkpoint, forms, peers, windows, options.threads))
+    if options.calls:
+        _add(found, exact_calls(forms, peers, options.calls, options.utterances, options.threads))
+    _add(found, speed)
+    print(_table(found))
+    if options.chart:
+        quality_chart.draw(options.chart, {form: found[form.name] for form in forms})
+    print(json.dumps(asked | found))
+
+
+def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("checkpoint", type=Path, help="what the forms were made of")
     parser.add_argument(
-        "--data", action="append", required=True, type=Path, help="records, tools.json beside"
+        "--bundle", action="append", default=[], type=_named, metavar="NAME=BUNDLE", help="ours"
     )
-    parser.add_argument("--conversations", type=int, default=300, help="one of each file in turn")
+    parser.add_argument("--llama", type=Path, help="the folder of llama-perplexity and llama-server")
+    parser.add_argument("--gguf", action="append", default=[], type=Path)
+    parser.add_argument("--gguf-f32", type=Path, help="the checkpoint as a GGUF of float32")
+    parser.add_argument("--openvino-python", type=Path, help="an interpreter that has openvino-genai")
+    parser.add_argument(
+        "--openvino",
+        action="append",
+        default=[],
+        type=Path,
+        help="a folder of optimum-cli export openvino",
+    )
+    parser.add_argument(
+        "--data", action="append", default=[], type=Path, help="records of the text, tools.json beside"
+    )
+    parser.add_argument(
+        "--conversations", type=int, default=300, help="of the text; one of each file in turn"
+    )
     parser.add_argument("--window", type=int, default=512, help="tokens")
-    parser.add_argument("--onnx", action="append", default=[], type=_named, metavar="NAME=BUNDLE")
-    parser.add_argument("--gguf", action="append", default=[], type=_named, metavar="NAME=FILE")
-    parser.add_argument("--gguf-f32", type=Path, help="float32 GGUF of the checkpoint")
-    parser.add_argument("--llama-perplexity", type=Path, help="the llama-perplexity program")
+    parser.add_argument("--calls", type=Path, help="records to answer; none unless set")
+    parser.add_argument("--utterances", type=int, help="answer so many, spread over the file, instead of all")
+    parser.add_argument("--speed", type=Path, help="what speed.py printed of these models")
+    parser.add_argument("--chart", type=Path, help="an SVG to write; needs --data")
     parser.add_argument("--threads", type=int, default=2)
-    options = parser.parse_args()
-    if options.gguf and not (options.gguf_f32 and options.llama_perplexity):
-        parser.error("--gguf needs --gguf-f32 and --llama-perplexity")
-    text = _text(options.checkpoint, options.data, options.conversations)
-    windows = _windows(options.checkpoint, text, options.window)
-    if len(windows) < 2:
-        parser.error(f"{options.conversations} conversations fill fewer than two windows; give more --data")
-    with tempfile.TemporaryDirectory() as scratch:
-        found = dict(_ours(options, windows, Path(scratch)))
-        found |= dict(_llama(options, text, Path(scratch)))
-    print(f"{'':24} {'MB':>7} {'mean KL':>9} {'99 % KL':>9} {'same token':>10}")
-    for name, figures in found.items():
-        print(
-            f"{name:24} {figures['bytes'] / 1e6:7.1f} {figures['kl_mean']:9.5f} {figures['kl_p99']:9.4f}"
-            f" {100 * figures['top1']:9.2f}%"
-        )
-    print(json.dumps({"windows": len(windows), "window": options.window, **found}))
+    return parser
 
 
 def _named(text: str) -> tuple[str, Path]:
     name, _, path = text.partition("=")
     if not (name and path):
-        raise argparse.ArgumentTypeError("a form is NAME=PATH")
+        raise argparse.ArgumentTypeError("a bundle is NAME=PATH")
     return name, Path(path)
 
 
-def _text(checkpoint: Path, data: Sequence[Path], conversations: int) -> str:
-    """Conversations of the files in turn, as the chat template writes them."""
-    tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(checkpoint, local_files_only=True)
-    tools = {file: load_tools(file.parent / "tools.json") for file in data}
-    turns = itertools.zip_longest(*([(file, record) for record in read_records(file)] for file in data))
-    chosen = [one for turn in turns for one in turn if one is not None][:conversations]
-    examples = [render(record, tokenizer, tools[file], DEFAULT_SYSTEM) for file, record in chosen]
-    return "\n".join(str(tokenizer.decode([*example.prompt, *example.answer])) for example in examples)
+def _forms(parser: argparse.ArgumentParser, options: argparse.Namespace) -> list[Form]:
+    """All forms, named as speed.py names them, so that its figures can be put beside."""
+    if not options.bundle:
+        parser.error("give at least one --bundle: its prompts are what everybody is asked")
+    if options.gguf and options.llama is None:
+        parser.error("--gguf needs --llama")
+    if options.gguf and options.data and options.gguf_f32 is None:
+        parser.error("--gguf with --data needs --gguf-f32")
+    if options.openvino and options.openvino_python is None:
+        parser.error("--openvino needs --openvino-python")
+    if options.chart and not options.data:
+        parser.error("--chart draws the divergence: it needs --data")
+    forms = [Form("ours", name, path) for name, path in options.bundle]
+    forms += [Form("llama.cpp", path.stem, path) for path in options.gguf]
+    forms += [Form("OpenVINO", path.stem, path) for path in options.openvino]
+    if missing := [str(form.path) for form in forms if not form.path.exists()]:
+        parser.error(f"there is no {', no '.join(missing)}")
+    names = [form.name for form in forms]
+    if twice := {name for name in names if names.count(name) > 1}:
+        parser.error(f"two forms would have one name: {', '.join(sorted(twice))}")
+    return forms
 
 
-def _windows(checkpoint: Path, text: str, width: int) -> list[Conversation]:
-    tokenizer = Tokenizer.from_file(str(checkpoint / "tokenizer.json"))
-    tokenizer.encode_special_tokens = True
-    ids = tokenizer.encode(text, add_special_tokens=False).ids
-    whole = [tuple(ids[at : at + width]) for at in range(0, len(ids) - width + 1, width)]
-    return [Conversation(str(at), tokens, width // 2 + 1) for at, tokens in enumerate(whole)]
+def _speed(parser: argparse.ArgumentParser, file: Path, forms: Sequence[Form]) -> dict[str, Figures]:
+    """Of each form what one run of speed.py has found."""
+    printed = json.loads(file.read_text(encoding="utf-8").strip().splitlines()[-1])
+    if missing := [form.name for form in forms if form.name not in printed]:
+        parser.error(f"{file} has no figures of {', '.join(missing)}: run speed.py with them")
+    return {
+        form.name: {key: printed[form.name][key] for key in SPEED if key in printed[form.name]}
+        for form in forms
+    }
 
 
-def _ours(
-    options: argparse.Namespace, windows: Sequence[Conversation], scratch: Path
-) -> Iterator[tuple[str, dict[str, float]]]:
-    """Figures of every form; a window goes through all of them before the next."""
-    if not options.onnx:
-        return
-    (scratch / "fp32").mkdir()
-    export_checkpoint(options.checkpoint, scratch / "fp32", "fp32", 32, options.window, _ignore)
-    folders = [scratch / "fp32", *(folder for _, folder in options.onnx)]
-    reference, *forms = [
-        OnnxModel(folder, scratch / f"traced{at}", options.threads, alone=True)
-        for at, folder in enumerate(folders)
-    ]
-    parts = []
-    for window in windows:
-        (wanted,) = reference.logits([window])
-        parts.append([positions(window, wanted, form.logits([window])[0], NEAR_TIE) for form in forms])
-    for (name, folder), measured in zip(options.onnx, zip(*parts, strict=True), strict=True):
-        figures = summarize(name, "fp32", measured, NEAR_TIE)
-        yield (
-            name,
-            {
-                "bytes": sum(file.stat().st_size for file in folder.glob("*.onnx*")),
-                "kl_mean": figures.kl_mean.value,
-                "kl_p99": figures.kl_p99.value,
-                "top1": figures.top1.value,
-            },
-        )
+def _divergence(
+    checkpoint: Path, forms: Sequence[Form], peers: Peers, windows: Windows, threads: int
+) -> dict[str, Figures]:
+    with tempfile.TemporaryDirectory() as scratch:
+        return divergence(checkpoint, forms, peers, windows, threads, Path(scratch))
 
 
-def _llama(options: argparse.Namespace, text: str, scratch: Path) -> Iterator[tuple[str, dict[str, float]]]:
-    """Figures of every GGUF, as llama-perplexity prints them."""
-    if not options.gguf:
-        return
-    (scratch / "text").write_text(text, encoding="utf-8")
-    command = [options.llama_perplexity, "-t", options.threads, "-c", options.window]
-    base = ["--kl-divergence-base", scratch / "reference"]
-    _run([*command, *base, "-m", options.gguf_f32, "-f", scratch / "text"])
-    for name, file in options.gguf:
-        printed = _run([*command, *base, "--kl-divergence", "-m", file])
-        figures = {key: _number(pattern, printed) for key, pattern in _PRINTED.items()}
-        yield name, {"bytes": file.stat().st_size, **figures, "top1": figures["top1"] / 100}
+def _add(found: dict[str, Figures], more: Mapping[str, Figures]) -> None:
+    for name, figures in more.items():
+        found[name] |= figures
 
 
-def _run(command: Sequence[object]) -> str:
-    done = subprocess.run([str(word) for word in command], capture_output=True, text=True, check=True)
-    return done.stdout + done.stderr
+COLUMNS = (
+    ("MB", "bytes", 1e-6, "8.1f"),
+    ("mean KL", "kl_mean", 1.0, "9.5f"),
+    ("99 % KL", "kl_p99", 1.0, "9.4f"),
+    ("same token %", "top1", 100.0, "13.2f"),
+    ("exact calls %", "exact_call", 100.0, "14.1f"),
+    ("low", "exact_call_low", 100.0, "6.1f"),
+    ("high", "exact_call_high", 100.0, "6.1f"),
+    ("prefill tok/s", "prefill", 1.0, "14.0f"),
+    ("decode tok/s", "decode", 1.0, "13.0f"),
+    ("call ms", "call_p50_ms", 1.0, "8.1f"),
+)
 
 
-def _number(pattern: str, printed: str) -> float:
-    match = re.search(pattern, printed)
-    if match is None:
-        raise SystemExit(f"llama-perplexity printed nothing like {pattern}")
-    return float(match[1])
+def _table(found: Mapping[str, Figures]) -> str:
+    """The columns that somebody has a figure for."""
+    shown = [column for column in COLUMNS if any(column[1] in figures for figures in found.values())]
+    rows = [f"{'':24}" + "".join(f"{head:>{_width(form)}}" for head, _, _, form in shown)]
+    for name, figures in found.items():
+        cells = [
+            f"{figures[key] * factor:{form}}" if key in figures else " " * _width(form)
+            for _, key, factor, form in shown
+        ]
+        rows.append(f"{name:24}" + "".join(cells))
+    return "\n".join(rows)
 
 
-def _ignore(what: str, done: int, total: int) -> None:
-    """No progress."""
+def _width(form: str) -> int:
+    return int(form.partition(".")[0])
 
 
 if __name__ == "__main__":

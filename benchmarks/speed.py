@@ -63,7 +63,9 @@ def main() -> None:
     entries = _entries(options)
     calls = []
     if options.utterances:
-        calls = speed_calls.call_tasks(options.bundle[0][1], options.utterances, options.calls)
+        calls = speed_calls.call_tasks(
+            options.bundle[0][1], speed_calls.spread(options.utterances, options.calls)
+        )
     taken = _measure(entries, calls, options)
     found = {entry.name: _figures(taken[entry.name]) | _ratios(entry, taken) for entry in entries}
     answered = {

@@ -40,41 +40,48 @@ class Calls:
     own: OwnCalls | None
 
 
-def call_tasks(bundle: Path, files: Sequence[Path], count: int) -> list[CallTask]:
-    """Utterances spread evenly over each file, with the prompt that the bundle makes of each.
+def spread(files: Sequence[Path], count: int) -> list[tuple[str, str]]:
+    """Set and utterance, spread evenly over each file.
 
     Args:
-        bundle: of ours.
         files: JSON lines with an `utterance` each; a set is named after the folder it is in.
         count: of utterances, of each file.
 
     Returns:
         One of each file in turn, so that all sets meet the same moods of the machine.
     """
+    names = [file.resolve().parent.name for file in files]
+    if twice := {name for name in (*names, TOGETHER) if (*names, TOGETHER).count(name) > 1}:
+        raise SystemExit(f"these sets would have one name, rename the folders: {', '.join(sorted(twice))}")
+    chosen = []
+    for name, file in zip(names, files, strict=True):
+        said = [json.loads(line)["utterance"] for line in file.read_text(encoding="utf-8").splitlines()]
+        chosen.append([(name, utterance) for utterance in said[:: max(1, len(said) // count)][:count]])
+    return [one for turn in itertools.zip_longest(*chosen) for one in turn if one is not None]
+
+
+def call_tasks(bundle: Path, said: Sequence[tuple[str, str]]) -> list[CallTask]:
+    """Each set and utterance, with the prompt that a bundle of ours makes of it.
+
+    Raises:
+        BundleError: the bundle is not what its manifest says.
+    """
     manifest = verify(bundle)
     if manifest.prompt.form != "json":
         raise SystemExit(
             "calls are compared where an answer is one JSON array; this bundle's template has tags"
         )
-    names = [file.resolve().parent.name for file in files]
-    if twice := {name for name in (*names, TOGETHER) if (*names, TOGETHER).count(name) > 1}:
-        raise SystemExit(f"these sets would have one name, rename the folders: {', '.join(sorted(twice))}")
-    chat = Chat(bundle)
-
-    def of_file(name: str, file: Path) -> Iterator[CallTask]:
-        said = [json.loads(line)["utterance"] for line in file.read_text(encoding="utf-8").splitlines()]
-        for utterance in said[:: max(1, len(said) // count)][:count]:
-            tokens = chat.prompt(
-                [
-                    {"role": "system", "content": manifest.prompt.system},
-                    {"role": "user", "content": utterance},
-                ]
-            )
-            text = chat.tokenizer.decode(tokens, skip_special_tokens=False)
-            yield CallTask(name, utterance, text, len(tokens), MOST_NEW)
-
-    in_turn = itertools.zip_longest(*itertools.starmap(of_file, zip(names, files, strict=True)))
-    return [task for turn in in_turn for task in turn if task is not None]
+    chat, tasks = Chat(bundle), []
+    for source, utterance in said:
+        tokens = chat.prompt(
+            [
+                {"role": "system", "content": manifest.prompt.system},
+                {"role": "user", "content": utterance},
+            ]
+        )
+        text = chat.tokenizer.decode(tokens, skip_special_tokens=False)
+        tasks.append(CallTask(source, utterance, text, len(tokens), MOST_NEW))
+    return tasks
 
 
 def by_set(

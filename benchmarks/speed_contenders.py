@@ -42,9 +42,10 @@ class CallTask:
 
 @dataclass(frozen=True)
 class Called:
-    """Milliseconds of one call, and of a bundle of ours what its process replied."""
+    """Milliseconds of one call; text is what a peer said, and reply what the process of our bundle did."""
 
     ms: float
+    text: str = ""
     reply: contender.Reply | None = None
 
 
@@ -81,7 +82,7 @@ class Bundle:
     def call(self, task: CallTask) -> Called:
         """See `Contender`."""
         reply = self._running.ask(contender.Call(task.utterance, (), 0, task.most_new))
-        return Called(reply.times_ms[0], reply)
+        return Called(reply.times_ms[0], reply=reply)
 
     def peak_bytes(self) -> int:
         """See `Contender`."""
@@ -111,7 +112,7 @@ class Library:
         """See `Contender`."""
         said = self._ask({"call": {"prompt": task.prompt, "most_new": task.most_new}})
         _same_prompt(task, said["prompt_tokens"], "the worker")
-        return Called(float(said["call_ms"]))
+        return Called(float(said["call_ms"]), str(said["text"]))
 
     def peak_bytes(self) -> int:
         """See `Contender`."""
@@ -190,7 +191,7 @@ class LlamaCpp:
         if "content" not in reply:
             raise SystemExit(f"llama-server refuses the call: {reply}")
         _same_prompt(task, reply["tokens_evaluated"], "llama-server")
-        return Called(took)
+        return Called(took, str(reply["content"]))
 
     def peak_bytes(self) -> int:
         """See `Contender`."""

@@ -15,7 +15,6 @@ import argparse
 import json
 import math
 import os
-import random
 import sys
 import tempfile
 import time
@@ -24,9 +23,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from rich.console import Console
+from task_answers import Paired, Test, interval, paired, percent
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
-import runtime
 from pipeline.build import Built, build
 from pipeline.claims.trainee import Way, trainee
 from pipeline.config import Config
@@ -35,16 +34,14 @@ from pipeline.console import BuildDisplay, StageDisplay
 from pipeline.data.packing import pack
 from pipeline.data.records import read_records
 from pipeline.data.render import Example, render
-from pipeline.evidence.answers import BASE, bundle_replies, question, torch_answers, torch_replies
+from pipeline.evidence.answers import BASE
 from pipeline.evidence.latency import this_machine
-from pipeline.evidence.task import BUNDLE, UNMERGED, Question, Reply, task_report
-from pipeline.evidence.torch_model import TorchModel
+from pipeline.evidence.task import BUNDLE, UNMERGED, Reply, task_report
 from pipeline.merging.qlora import trained_beside
 from pipeline.stage import Progress
-from runtime import Assistant
 from runtime.calls import load_tools
 from runtime.errors import CockpitError, UsageError
-from runtime.report import ContenderScore, Estimate, Score
+from runtime.report import ContenderScore, Score
 
 FULL, INT4 = "full", "int4"
 METHODS = ("lora", "dora", "adalora", "qlora", FULL)
@@ -58,52 +55,13 @@ class Line:
 
     Attributes:
         contender: its figures.
+        against_lora: the same beside plain LoRA unmerged; None for that itself.
         minutes: its training took; None where it has none of its own, or none in this run.
     """
 
     contender: ContenderScore
+    against_lora: Paired | None
     minutes: float | None
-
-
-class Test:
-    """The test file's utterances, and what it takes to ask a model."""
-
-    def __init__(self, config: Config, built: Built, utterances: int | None) -> None:
-        """Read them.
-
-        Raises:
-            CockpitError: the bundle or the records cannot be read.
-        """
-        self.settings = config.validate_
-        self.assistant: Assistant = runtime.load(built.run / "candidate", threads=self.settings.threads)
-        self.tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
-            built.run / "base", local_files_only=True
-        )
-        records = read_records(built.run / "data" / "test.jsonl")
-        # Neighbours in a collected file are alike.
-        self.records = random.Random(config.seed).sample(
-            records, min(utterances or len(records), len(records))
-        )
-        self.examples = [
-            render(record, self.tokenizer, self.assistant.tools, config.data.system)
-            for record in self.records
-        ]
-        self.questions: list[Question] = [question(record, self.assistant) for record in self.records]
-
-    def torch(
-        self, checkpoint: Path, adapter: Path | None, name: str, told: Progress, *, bare: bool = False
-    ) -> list[Reply]:
-        """Replies of a checkpoint, with an adapter or without."""
-        model = TorchModel(checkpoint, adapter, self.settings.threads, "float32")
-        answers = torch_answers(
-            self.settings, model, self.assistant, self.tokenizer, self.examples, name, told, adapter=not bare
-        )
-        return torch_replies(answers, self.tokenizer, self.assistant)
-
-    def bundle(self, bundle: Path, told: Progress) -> list[Reply]:
-        """Replies of a bundle."""
-        assistant = runtime.load(bundle, threads=self.settings.threads)
-        return bundle_replies(self.settings, assistant, self.records, told)
 
 
 def main() -> None:
@@ -154,7 +112,7 @@ def compare(config: Config, methods: Sequence[str], utterances: int | None, runs
     int4 = made(
         config.model_copy(update={"name": f"{config.name}-{INT4}", "export": small}), runs, "candidate"
     )
-    test = Test(config, shipped, utterances)
+    test = Test(shipped.run, shipped.run / "candidate", config.validate_, utterances, config.seed)
     base, adapter = shipped.run / "base", shipped.run / "adapter"
     replies: dict[str, list[Reply]] = {}
     with StageDisplay(Console(stderr=True), config.name) as told:
@@ -169,7 +127,10 @@ def compare(config: Config, methods: Sequence[str], utterances: int | None, runs
         replies[BUNDLE] = test.bundle(shipped.run / "candidate", told)
         replies[INT4] = test.bundle(int4.run / "candidate", told)
     contenders = task_report(test.questions, replies).contenders
-    return [Line(contender, minutes.get(contender.name)) for contender in contenders]
+    against = paired(test.questions, replies)
+    return [
+        Line(contender, against.get(contender.name), minutes.get(contender.name)) for contender in contenders
+    ]
 
 
 def variant(config: Config, method: str, runs: Path, test: Test) -> tuple[list[Reply], float]:
@@ -242,33 +203,28 @@ def train_full(config: Config, built: Built, out: Path, told: Progress) -> float
 
 
 def print_table(name: str, lines: Sequence[Line]) -> None:
-    """Figures of one config, for people: shares in %, the exact call with its 95 % interval."""
+    """Figures of one config, for people: shares in %, the exact call with its 95 % interval.
+
+    The difference from plain LoRA unmerged is of pairs, in points.
+    """
     asked = lines[0].contender.overall.utterances
     print(f"\n{name}: {asked} utterances")
     print(
-        f"{'':10} {'exact call':>20} {'name':>7} {'arg. F1':>8} {'refusal':>8} {'valid':>7} {'training':>10}"
+        f"{'':10} {'exact call':>20} {'less lora':>22} {'name':>7} {'arg. F1':>8} {'refusal':>8}"
+        f" {'valid':>7} {'training':>10}"
     )
     for line in lines:
         score: Score = line.contender.overall
         spent = "" if line.minutes is None else f"{line.minutes:.1f} min"
         print(
             f"{LABELS.get(line.contender.name, line.contender.name):10} {interval(score.exact_call):>20} "
+            f"{interval(line.against_lora.gain, '+') if line.against_lora else '':>22} "
             f"{percent(score.function_name):>7} {percent(score.argument_f1):>8} {percent(score.refusal):>8} "
             f"{percent(score.valid):>7} {spent:>10}"
         )
 
 
 LABELS: Mapping[str, str] = {UNMERGED: "lora", BUNDLE: "int8", INT4: "int4"}
-
-
-def percent(figure: Estimate | None) -> str:
-    """One decimal, or a dash where there was nothing to measure."""
-    return "–" if figure is None else f"{figure.value * 100:.1f}"
-
-
-def interval(figure: Estimate) -> str:
-    """With its interval."""
-    return f"{figure.value * 100:.1f} ({figure.low * 100:.1f}–{figure.high * 100:.1f})"
 
 
 if __name__ == "__main__":

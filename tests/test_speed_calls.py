@@ -28,7 +28,7 @@ def utterances(folder: Path, said: list[str]) -> Path:
 def test_every_set_is_asked_in_turn_and_spread_over_its_file(tiny_bundle: Path, tmp_path: Path) -> None:
     english = utterances(tmp_path / "english", [f"set it to {number} degrees" for number in range(16, 28)])
     chinese = utterances(tmp_path / "chinese", ["打开天窗", "关闭天窗"])
-    tasks = speed_calls.call_tasks(tiny_bundle, [english, chinese], 4)
+    tasks = speed_calls.call_tasks(tiny_bundle, speed_calls.spread([english, chinese], 4))
     assert [(task.source, task.utterance) for task in tasks] == [
         ("english", "set it to 16 degrees"),
         ("chinese", "打开天窗"),
@@ -40,14 +40,14 @@ def test_every_set_is_asked_in_turn_and_spread_over_its_file(tiny_bundle: Path, 
     assert all(task.utterance in task.prompt and task.prompt_tokens > 0 for task in tasks)
 
 
-def test_two_sets_of_one_name_are_refused(tiny_bundle: Path, tmp_path: Path) -> None:
+def test_two_sets_of_one_name_are_refused(tmp_path: Path) -> None:
     (tmp_path / "other").mkdir()
     files = [utterances(folder / "set", ["stop"]) for folder in (tmp_path, tmp_path / "other")]
     with pytest.raises(SystemExit, match="one name, rename the folders: set"):
-        speed_calls.call_tasks(tiny_bundle, files, 1)
+        speed_calls.spread(files, 1)
     whole = utterances(tmp_path / speed_calls.TOGETHER, ["stop"])
     with pytest.raises(SystemExit, match="one name, rename the folders: together"):
-        speed_calls.call_tasks(tiny_bundle, [files[0], whole], 1)
+        speed_calls.spread([files[0], whole], 1)
 
 
 TASKS = [CallTask(source, source, "", 1, 1) for source in ("en", "zh", "en", "zh", "en")]
@@ -55,7 +55,7 @@ TASKS = [CallTask(source, source, "", 1, 1) for source in ("en", "zh", "en", "zh
 
 def ours(ms: float, runs: int) -> Called:
     timing = Timing(30, 10 * runs, 1.0, ms, 0, runs, 0.2 * ms, 0.7 * ms, 0.09 * ms, 0.01 * ms)
-    return Called(ms, Reply((ms,), 1, timing))
+    return Called(ms, reply=Reply((ms,), 1, timing))
 
 
 OURS = [ours(40.0, 4), ours(100.0, 10), ours(50.0, 6), ours(120.0, 16), ours(60.0, 5)]

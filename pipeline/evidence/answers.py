@@ -97,7 +97,7 @@ def torch_replies(
     answers: Sequence[Sequence[int]], tokenizer: PreTrainedTokenizerBase, assistant: Assistant
 ) -> list[Reply]:
     """A torch model's answers as the task is scored."""
-    return [_reply(str(tokenizer.decode(list(answer))), assistant) for answer in answers]
+    return [reply(str(tokenizer.decode(list(answer))), assistant) for answer in answers]
 
 
 def bundle_replies(
@@ -107,7 +107,7 @@ def bundle_replies(
     replies = []
     for done, record in enumerate(records, 1):
         answer = assistant.answer(record.utterance, settings.max_new_tokens)
-        replies.append(_reply(answer.text, assistant) if answer.complete else Reply(answer.text, None))
+        replies.append(reply(answer.text, assistant) if answer.complete else Reply(answer.text, None))
         progress("bundle answers", done, len(records))
     return replies
 
@@ -154,8 +154,8 @@ def question(record: Record, assistant: Assistant) -> Question:
     )
 
 
-def _reply(text: str, assistant: Assistant) -> Reply:
-    """An answer's calls, where they parse and satisfy the tools' schemas."""
+def reply(text: str, assistant: Assistant) -> Reply:
+    """A text as the task is scored: its calls, where they parse and satisfy the tools' schemas."""
     try:
         calls = parse_calls(text, assistant.manifest.prompt.form)
         for call in calls:
