@@ -10,7 +10,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from export.quantize import SMALLEST_SCALE, Blocks, packed_blocks
+from export.quantize import SMALLEST_SCALE, Blocks, packed_blocks, short_scales
 from runtime.errors import ExportError
 
 DAMPING = 0.05
@@ -120,6 +120,7 @@ def _best_scales(
     for share in SHRINKAGE:
         scale = widest * share
         scale[scale < SMALLEST_SCALE] = 1
+        scale = short_scales(scale)
         zero = np.full_like(scale, middle) if symmetric else np.clip(np.rint(-low * share / scale), 0, top)
         rounded = np.clip(np.rint(block / scale) + zero, 0, top)
         error = importance @ np.square((rounded - zero) * scale - block)

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from export.external_data import ExternalData, seen_as
 from export.nodes import MICROSOFT, Nodes
-from export.quantize import Blocks, quantize_blocks, quantize_channels
+from export.quantize import Blocks, compact, quantize_blocks, quantize_channels
 from export.weights import Checkpoint
 from runtime.errors import ExportError
 
@@ -82,7 +82,7 @@ class BlockMatrix:
         count = -(-self.columns // self.block_size)
         row = count * self.block_size * self.bits // 8
         table = seen_as(self.packed, f"{self.packed.name}.rows", (self.rows, row))
-        inputs = [nodes.constant(table), ids, nodes.constant(self.scales)]
+        inputs = [nodes.constant(table), ids, nodes.widened(self.scales)]
         if self.zero_points is not None:
             inputs.append(nodes.constant(self.zero_points))
         attributes = {"bits": self.bits, "block_size": self.block_size, "gather_axis": 0, "quantize_axis": 1}
@@ -98,7 +98,7 @@ class BlockMatrix:
     def multiply(self, nodes: Nodes, x: ir.Value, output: str, bias: NDArray[np.generic] | None) -> ir.Value:
         """x [..., K] → [..., N], with x rounded to int8 block by block (accuracy level 4)."""
         zero_points = None if self.zero_points is None else nodes.constant(self.zero_points)
-        inputs = [x, nodes.constant(self.packed), nodes.constant(self.scales), zero_points]
+        inputs = [x, nodes.constant(self.packed), nodes.widened(self.scales), zero_points]
         if bias is not None:
             inputs += [None, nodes.inline(f"{output}.bias", bias)]
         attributes = {
@@ -210,7 +210,7 @@ def store_blocks(
         bits,
         block_size,
         packed,
-        data.add(f"{name}.scales", np.concatenate(scales)),
+        data.add(f"{name}.scales", compact(np.concatenate(scales))),
         data.add(f"{name}.zero_points", np.concatenate(zero_points)) if zero_points else None,
     )
 
@@ -225,7 +225,7 @@ def store_rounded(
     """
     blocks, bits, block_size = rounded
     packed = data.add(name, blocks.packed)
-    scales = data.add(f"{name}.scales", blocks.scales)
+    scales = data.add(f"{name}.scales", compact(blocks.scales))
     zeros = blocks.zero_points
     stored = None if zeros is None else data.add(f"{name}.zero_points", zeros)
     return BlockMatrix(len(blocks.scales), columns, bits, block_size, packed, scales, stored)

@@ -25,6 +25,7 @@ class Nodes:
     def __init__(self) -> None:
         self._nodes: list[ir.Node] = []
         self._constants: dict[str, ir.Value] = {}
+        self._widened: dict[str, ir.Value] = {}
 
     def constant(self, tensor: ir.TensorProtocol) -> ir.Value:
         """A tensor as an initializer; asking again for the same name gives the same one."""
@@ -32,6 +33,16 @@ class Nodes:
         if name not in self._constants:
             self._constants[name] = ir.val(name, const_value=tensor)
         return self._constants[name]
+
+    def widened(self, tensor: ir.TensorProtocol) -> ir.Value:
+        """A tensor of floats as float32; ONNX Runtime computes one of float16 when it opens the graph."""
+        stored = self.constant(tensor)
+        if tensor.dtype == ir.DataType.FLOAT:
+            return stored
+        name = f"{tensor.name}.float32"
+        if name not in self._widened:
+            self._widened[name] = self.add("Cast", (stored,), name, {"to": int(ir.DataType.FLOAT)})
+        return self._widened[name]
 
     def inline(self, name: str, values: NDArray[np.generic]) -> ir.Value:
         """A small array as an initializer that lies in the graph's own file."""

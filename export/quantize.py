@@ -1,7 +1,9 @@
 """Rounding of a weight matrix: block by block, in the layout of ONNX Runtime's MatMulNBits, or row by row.
 
-Every `block_size` neighbours along a row share one float32 scale, and at 4 bits one zero point:
-`weight ≈ (quantized - zero_point) * scale`, quantized an unsigned integer. The layout is that of
+Every `block_size` neighbours along a row share one scale, and at 4 bits one zero point:
+`weight ≈ (quantized - zero_point) * scale`, quantized an unsigned integer. Scales are such as float16 has, as
+far as its range goes, so that two bytes hold one; weights are rounded with the scales that are stored. The
+layout is that of
 https://github.com/microsoft/onnxruntime/blob/main/docs/ContribOperators.md#com.microsoft.MatMulNBits.
 """
 
@@ -16,6 +18,8 @@ from runtime.errors import ExportError
 
 SMALLEST_SCALE = float(np.finfo(np.float32).tiny)
 """A block that needs a smaller scale is zero for every purpose, and is stored as zeros."""
+_SMALLEST_SHORT, _LARGEST_SHORT = 2.0**-18, float(np.finfo(np.float16).max)
+"""Between them float16 has a scale to 2 %, and from 2^-14 on to 0.1 %."""
 
 
 class Blocks(NamedTuple):
@@ -24,7 +28,7 @@ class Blocks(NamedTuple):
     packed: NDArray[np.uint8]
     """[N, C, B * bits / 8]; at 4 bits the first of two values is in the low half of the byte."""
     scales: NDArray[np.float32]
-    """[N, C]."""
+    """[N, C]; `compact` makes two bytes of each."""
     zero_points: NDArray[np.uint8] | None
     """[N, ceil(C * bits / 8)], packed as the values are; None: 2^(bits-1) everywhere."""
 
@@ -60,6 +64,7 @@ def quantize_blocks(weight: NDArray[np.float32], bits: int, block_size: int, sym
     if not np.isfinite(scales).all():
         raise ExportError("a weight is NaN or infinite, so it has no quantized form: check the checkpoint")
     scales[scales < SMALLEST_SCALE] = 1
+    scales = short_scales(scales)
     zeros = np.full_like(scales, middle) if symmetric else np.clip(np.rint(-low / scales), 0, top)
     values = blocks / scales[:, :, None]
     np.rint(values, out=values)
@@ -67,6 +72,25 @@ def quantize_blocks(weight: NDArray[np.float32], bits: int, block_size: int, sym
     np.clip(values, 0, top, out=values)
     integers = values.astype(np.uint8).reshape(rows, -1)
     return packed_blocks(integers, scales, None if symmetric else zeros, bits)
+
+
+def short_scales(scales: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Positive scales as float16 has them, rounded up: no weight is cut for it.
+
+    What float16 has not, or not to 2 %, stays as it is.
+    """
+    inside = (scales >= _SMALLEST_SHORT) & (scales <= _LARGEST_SHORT)
+    halves = np.where(inside, scales, 1).astype(np.float16)
+    too_small = inside & (halves.astype(np.float32) < scales)
+    halves.view(np.uint16)[too_small] += 1  # of positive numbers the next in order is the next in size
+    return np.where(inside, halves.astype(np.float32), scales)
+
+
+def compact(scales: NDArray[np.float32]) -> NDArray[np.float16] | NDArray[np.float32]:
+    """Scales in two bytes each, where none of them changes by that."""
+    with np.errstate(over="ignore"):
+        halves = scales.astype(np.float16)
+    return halves if np.array_equal(halves.astype(np.float32), scales) else scales
 
 
 def packed_blocks(

@@ -1,8 +1,9 @@
 """Matrices that were rounded before the export, with a view to what they are multiplied by.
 
 A rounding folder holds `rounded.safetensors`: of every matrix that is rounded, by the name under which the
-graph stores it, `NAME.packed` uint8 and `NAME.scales` float32 as `export.quantize.Blocks` has them, and at
-4 bits `NAME.zero_points` uint8; a matrix without zero points has 8 bits. `pipeline.rounding` writes it.
+graph stores it, `NAME.packed` uint8 and `NAME.scales` as `export.quantize.Blocks` has them, in float16 or
+float32, and at 4 bits `NAME.zero_points` uint8; a matrix without zero points has 8 bits. `pipeline.rounding`
+writes it.
 """
 
 from __future__ import annotations
@@ -17,6 +18,8 @@ from export.weights import Tensor, read_header
 from runtime.errors import CheckpointError, ExportError
 
 ROUNDED = "rounded.safetensors"
+FLOATS: dict[str, np.dtype[np.generic]] = {"F16": np.dtype(np.float16), "F32": np.dtype(np.float32)}
+"""What scales are stored as."""
 
 
 class Rounded:
@@ -50,7 +53,7 @@ class Rounded:
             count = -(-columns // size) if size else 0
             shapes = {
                 packed: ("U8", (rows, count, size * bits // 8)),
-                scales: ("F32", (rows, count)),
+                scales: (scales.dtype if scales.dtype in FLOATS else "", (rows, count)),
             }
             if zeros is not None:
                 shapes[zeros] = ("U8", (rows, -(-count * bits // 8)))
@@ -63,7 +66,7 @@ class Rounded:
         )
 
     def _read(self, name: str, packed: Tensor, scales: Tensor, zeros: Tensor | None) -> Blocks:
-        values: NDArray[np.float32] = _array(scales, np.dtype(np.float32))
+        values: NDArray[np.float32] = _array(scales, FLOATS[scales.dtype]).astype(np.float32)
         if not (np.isfinite(values).all() and (values > 0).all()):
             raise ExportError(
                 f'{self._file}: "{name}" has scales that are not positive numbers; round the checkpoint again'

@@ -241,7 +241,9 @@ def test_a_calibrated_graph_takes_the_same_adapter(
     plain, decoder = (Decoder(graph, CONTEXT, 467, threads=1) for graph in graphs.values())
     assert np.array_equal(decoder.score(TOKENS), plain.score(TOKENS))
     # Gate and up alone, so that what is seen went through their branch.
-    peft = peft_adapter(tiny_checkpoint, tmp_path / "peft", 1, target_modules=["gate_proj", "up_proj"])
+    peft = peft_adapter(
+        tiny_checkpoint, tmp_path / "peft", 1, target_modules=["gate_proj", "up_proj"], lora_alpha=16
+    )
     file = converted(tiny_checkpoint, peft, tiny_exported, graphs["switchable"], tmp_path / "out", "task")
     adapted = decoder.beside(opened(file, graphs["switchable"])).score(TOKENS)
     expected, without = logits(tiny_checkpoint, peft, TOKENS), logits(tiny_checkpoint, None, TOKENS)

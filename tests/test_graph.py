@@ -334,6 +334,24 @@ def test_both_graphs_read_the_same_bytes(tmp_path: Path) -> None:
     assert places[1] < places[0]
 
 
+@pytest.mark.parametrize("precision", ["int8", "int4"])
+def test_scales_take_two_bytes_and_are_widened_when_the_graph_is_opened(
+    precision: Precision, tmp_path: Path
+) -> None:
+    out = export(randomized(FAMILIES["llama tied"]), tmp_path, precision)
+    graph = onnx.load(out / "model.onnx", load_external_data=False).graph
+    scales = {tensor.name: tensor.data_type for tensor in graph.initializer if "scales" in tensor.name}
+    assert len(scales) == 4 * 3 + 1
+    assert set(scales.values()) == {onnx.TensorProto.FLOAT16}
+    assert scales.keys() <= {name for node in graph.node if node.op_type == "Cast" for name in node.input}
+    options = onnxruntime.SessionOptions()
+    options.optimized_model_filepath = str(tmp_path / "opened.onnx")
+    options.log_severity_level = 3
+    onnxruntime.InferenceSession(out / "model.onnx", options, providers=["CPUExecutionProvider"])
+    opened = onnx.load(tmp_path / "opened.onnx", load_external_data=False).graph
+    assert not scales.keys() & {name for node in opened.node for name in node.input}
+
+
 def test_a_layer_with_an_outlier_stays_in_blocks(tmp_path: Path) -> None:
     loudest = {f"layers.{layer}.mlp.input": torch.ones(64) for layer in range(3)}
     loudest["layers.1.mlp.input"][5] = 1e5

@@ -12,7 +12,14 @@ from hypothesis.extra.numpy import arrays
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
-from export.quantize import SMALLEST_SCALE, Blocks, quantize_blocks, quantize_channels
+from export.quantize import (
+    SMALLEST_SCALE,
+    Blocks,
+    compact,
+    quantize_blocks,
+    quantize_channels,
+    short_scales,
+)
 from runtime.errors import ExportError
 
 
@@ -58,6 +65,32 @@ def test_zero_stays_zero(weight: NDArray[np.float32], bits: int, symmetric: bool
     weight[:, ::2] = 0
     blocks = quantize_blocks(weight, bits, 16, symmetric)
     assert (dequantize(blocks, weight.shape[1], bits)[:, ::2] == 0).all()
+
+
+@given(
+    arrays(
+        np.float32, 20, elements=st.floats(2.0**-126, 2.0**127, width=32) | st.floats(2.0**-20, 1, width=32)
+    )
+)
+def test_a_scale_is_rounded_up_to_what_two_bytes_hold(scales: NDArray[np.float32]) -> None:
+    short = short_scales(scales)
+    inside = (scales >= 2.0**-18) & (scales <= 65504)
+    assert (short[~inside] == scales[~inside]).all()
+    assert (short >= scales).all()
+    assert (short <= scales * np.where(scales < 2.0**-14, 1.02, 1.001)).all()
+    assert compact(short[inside]).dtype == np.float16
+    np.testing.assert_array_equal(compact(short).astype(np.float32), short)
+
+
+@pytest.mark.parametrize("beyond", [2.0**-30, 1e6])
+def test_a_matrix_with_a_scale_that_float16_has_not_keeps_four_bytes(beyond: float) -> None:
+    weight = np.random.default_rng(0).normal(size=(4, 64)).astype(np.float32)
+    assert compact(quantize_blocks(weight, 8, 32, symmetric=True).scales).dtype == np.float16
+    weight[2, 32:] *= np.float32(beyond)
+    blocks = quantize_blocks(weight, 4, 32, symmetric=False)
+    assert compact(blocks.scales).dtype == np.float32
+    error = np.abs(dequantize(blocks, 64, 4) - weight)
+    assert (error <= np.repeat(blocks.scales, 32, axis=1) * 0.5001).all()
 
 
 def test_shapes() -> None:

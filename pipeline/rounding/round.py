@@ -14,7 +14,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from export.gptq import error_factor, gptq
 from export.matrix import whole_block
-from export.quantize import Blocks, unpacked_blocks
+from export.quantize import Blocks, compact, unpacked_blocks
 from export.rounded import ROUNDED
 from export.shapes import EMBEDDING, HEAD
 from pipeline.calibrate import first_records
@@ -164,7 +164,7 @@ def _kept(scratch: Path, name: str, blocks: Blocks, bits: int, block_size: int, 
     """A form that was tried; what it looks like lies in scratch until the choice is made."""
     tensors: dict[str, NDArray[np.generic]] = {
         f"{name}.packed": blocks.packed,
-        f"{name}.scales": blocks.scales,
+        f"{name}.scales": compact(blocks.scales),
     }
     if blocks.zero_points is not None:
         tensors[f"{name}.zero_points"] = blocks.zero_points
