@@ -58,7 +58,7 @@ def round_weights(
         conversations: how many of the training splits to run, from their beginnings in turn.
         objective: what to spend, and on what.
         plain_block_size: without a budget, as many bytes are spent as 4 bits in blocks of this size with
-            8 bits at the model's ends would take.
+            8 bits at the model's ends would take with float32 scales.
         trained: what the checkpoint was merged from, to measure an adapter's update apart; None for a base,
             or where it is not known.
         out: an empty directory.
@@ -80,11 +80,13 @@ def round_weights(
     positions = int(sum(batch.counted.sum() for batch in side_by_side if batch.apart))
     layers = Layers(checkpoint)
     forms: dict[str, list[Form]] = {}
+    plain = 0
     for seen in sweep(layers, side_by_side, SEED, scratch, progress):
         if isinstance(seen, Ends):
             for end in _ends(layers, seen):
                 progress("rounding the vocabulary", 0, 0)
                 forms[end.name] = end.tried(scratch)
+                plain += _plain_bytes(end.weight.shape, 8, plain_block_size)
             continue
         tried, factor = [], error_factor(seen.inputs)
         for bits, size in _sizes(seen.weight.shape[1]):
@@ -92,8 +94,9 @@ def round_weights(
             cost = layer_cost(seen, unpacked_blocks(blocks, seen.weight.shape[1], bits), positions)
             tried.append(_kept(scratch, seen.name, blocks, bits, size, cost))
         forms[seen.name] = tried
+        plain += _plain_bytes(seen.weight.shape, 4, plain_block_size)
     points = frontier(forms)
-    chosen = _chosen(points, forms, objective, plain_block_size)
+    chosen = _chosen(points, objective, plain)
     tensors: dict[str, NDArray[np.generic]] = {}
     for name, form in chosen.forms.items():
         tensors |= load_file(_file(scratch, name, form.bits, form.block_size))
@@ -176,20 +179,19 @@ def _file(scratch: Path, name: str, bits: int, block_size: int) -> Path:
     return scratch / f"{name}-{bits}-{block_size}.safetensors"
 
 
-def _chosen(
-    points: Sequence[Point], forms: Mapping[str, Sequence[Form]], objective: Objective, plain: int
-) -> Point:
+def _chosen(points: Sequence[Point], objective: Objective, plain: int) -> Point:
     if objective.minimize == "bytes" and objective.budget_kl is not None:
         return within_kl(points, objective.budget_kl)
-    budget = objective.budget_bytes
-    if budget is None:
-        budget = sum(_plain_bytes(name, each, plain) for name, each in forms.items())
-    return within_bytes(points, budget)
+    return within_bytes(points, plain if objective.budget_bytes is None else objective.budget_bytes)
 
 
-def _plain_bytes(name: str, forms: Sequence[Form], block_size: int) -> int:
-    bits = 8 if name in (EMBEDDING, HEAD) else 4
-    return min(form.nbytes for form in forms if form.bits == bits and form.block_size <= max(block_size, 32))
+def _plain_bytes(shape: tuple[int, ...], bits: int, block_size: int) -> int:
+    """Of a matrix [N, K] with scales of four bytes: what two bytes save is there to be spent on bits."""
+    rows, columns = shape
+    size = whole_block(columns, max(block_size, min(SIZES)))
+    blocks = -(-columns // size)
+    zero_points = -(-blocks // 2) if bits == 4 else 0
+    return rows * (blocks * (size * bits // 8 + 4) + zero_points)
 
 
 def _described(chosen: Form, tried: Sequence[Form]) -> dict[str, Any]:
