@@ -26,7 +26,7 @@ from pipeline.rounding.apart import Trained, errors_apart
 from pipeline.rounding.assignment import Form, Point, frontier, within_bytes, within_kl
 from pipeline.rounding.cost import embedding_cost, head_cost, layer_cost
 from pipeline.rounding.layers import Layers
-from pipeline.rounding.sweep import Ends, batches, sweep
+from pipeline.rounding.sweep import Ends, Seen, batches, sweep
 from pipeline.stage import Progress
 from runtime.calls import load_tools
 
@@ -88,12 +88,7 @@ def round_weights(
                 forms[end.name] = end.tried(scratch)
                 plain += _plain_bytes(end.weight.shape, 8, plain_block_size)
             continue
-        tried, factor = [], error_factor(seen.inputs)
-        for bits, size in _sizes(seen.weight.shape[1]):
-            blocks = _rounded(seen.weight, factor, bits, size)
-            cost = layer_cost(seen, unpacked_blocks(blocks, seen.weight.shape[1], bits), positions)
-            tried.append(_kept(scratch, seen.name, blocks, bits, size, cost))
-        forms[seen.name] = tried
+        forms[seen.name] = _tried(seen, positions, scratch)
         plain += _plain_bytes(seen.weight.shape, 4, plain_block_size)
     points = frontier(forms)
     chosen = _chosen(points, objective, plain)
@@ -112,6 +107,16 @@ def round_weights(
         "frontier": [[point.nbytes, point.kl] for point in points],
         "apart": {} if trained is None else errors_apart(checkpoint, trained, out),
     }
+
+
+def _tried(seen: Seen, positions: int, scratch: Path) -> list[Form]:
+    """Every form of a layer's matrix, rounded and weighed."""
+    columns, factor, found = seen.weight.shape[1], error_factor(seen.inputs), []
+    for bits, size in _sizes(columns):
+        blocks = _rounded(seen.weight, factor, bits, size)
+        cost = layer_cost(seen, unpacked_blocks(blocks, columns, bits), positions)
+        found.append(_kept(scratch, seen.name, blocks, bits, size, cost))
+    return found
 
 
 @dataclass(frozen=True)

@@ -137,9 +137,11 @@ def sweep(
         ]
         for each in watched:
             yield each.seen()
+        del layer, watched, each  # the widest matrices would outlive the vocabulary's
     rows = torch.zeros(layers.architecture.vocabulary, dtype=torch.float64)
     for batch, gradient in zip(side_by_side, gradients, strict=True):
         rows.index_add_(0, batch.ids.flatten(), gradient.double().square().mean(dim=-1).flatten())
+    del streams, gradients, batch, gradient
     rows /= sum(len(hidden) for hidden in read)
     given = {
         apart: torch.cat([x for x, batch in zip(read, side_by_side, strict=True) if batch.apart == apart])
