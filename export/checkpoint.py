@@ -40,8 +40,8 @@ def export_checkpoint(
         calibration: a folder that `export.calibration` describes, for an int8 that rounds activations as a
             whole where that is much faster, and for caches in int8.
         switchable: with it, the graph takes adapters, and adapter_sites.json says where.
-        rounded: a folder that `export.rounded` describes, for an int4 of which every matrix was rounded
-            with a view to what it is multiplied by.
+        rounded: a folder that `export.rounded` describes, for an int8 or int4 of which every matrix was
+            rounded with a view to what it is multiplied by.
         kv_cache: what keys and values are kept in.
 
     Returns:

@@ -89,7 +89,8 @@ def write_graph(
         calibration: with it, int8 rounds what gate and up read as a whole, smoothed, in every layer
             where that leaves no outlier; caches in int8 need it, at any precision.
         switchable: with it, the graph takes adapters, and adapter_sites.json says where.
-        rounded: with it, int4 takes matrices from there, each with its own bits and block size.
+        rounded: with it, int8 and int4 take matrices from there, each with its own block size, and int4 with
+            its own bits; int8 then rounds nothing as a whole.
         kv_cache: int8 keeps keys and values in a quarter of float32's memory, where activations are float32.
 
     Raises:
@@ -119,9 +120,9 @@ def write_graph(
             precision,
             block_size,
             context,
-            calibration if precision == "int8" else None,
+            calibration if precision == "int8" and rounded is None else None,
             switchable,
-            rounded if precision == "int4" else None,
+            rounded if precision in ("int8", "int4") else None,
             calibration if kv_cache == "int8" else None,
         )
         decoder.write(out, progress)
@@ -390,10 +391,20 @@ class _Decoder:
         return self._multiply(name, matrix, sources, x, output, with_bias)
 
     def _rounded(self, rounded: Rounded, name: str, sources: Sequence[str]) -> BlockMatrix:
-        """The stacked weights `sources` as they were rounded before."""
+        """The stacked weights `sources` as they were rounded before.
+
+        Raises:
+            ExportError: they were rounded for int4, and this is int8.
+        """
         shapes = [self.weights.shape(source) for source in sources]
         rows, columns = sum(shape[0] for shape in shapes), shapes[0][1]
-        return store_rounded(self.data, name, columns, rounded.matrix(name, rows, columns))
+        blocks, bits, block_size = rounded.matrix(name, rows, columns)
+        if self.precision == "int8" and bits != 8:
+            raise ExportError(
+                f'"{name}" was rounded to {bits} bits, and the export is to be int8: '
+                "round for int8, or export int4"
+            )
+        return store_rounded(self.data, name, columns, (blocks, bits, block_size))
 
     def _multiply(
         self,

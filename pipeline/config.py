@@ -231,12 +231,13 @@ class Train(Section):
 
 
 class Objective(Section):
-    """int4: what the bits of the model's matrices are spent on (docs/decisions/0015)."""
+    """What the bits of the model's matrices are spent on (docs/decisions/0015): of int4, or of an int8 that
+    is to be as close as its bytes allow, and not as fast (docs/decisions/0020)."""
 
     minimize: Literal["kl", "bytes"] = "kl"
     budget_bytes: Annotated[int, Field(ge=1)] | None = None
     """minimize = "kl": most bytes of all matrices. Unset: as many as blocks of `block_size` take with 4 bits,
-    and with 8 at the model's ends, if each of their scales is a float32."""
+    and with 8 at the model's ends, if each of their scales is a float32. int8 has to name it."""
     budget_kl: Positive | None = None
     """minimize = "bytes": most divergence that rounding weights may be expected to add, in nats per
     position."""
@@ -260,8 +261,8 @@ class Export(Section):
     calibration_conversations: Annotated[int, Field(ge=0)] | None = None
     """Training conversations on which activations are measured. int8: so that the products that take half of
     the time can round them as a whole (docs/decisions/0009); 0 rounds activations in blocks everywhere.
-    int4: so that weights are rounded with a view to them (docs/decisions/0015); 0 rounds them to nearest.
-    Unset: 32 for int8, 256 for int4."""
+    int4, and int8 with an objective: so that weights are rounded with a view to them (docs/decisions/0015); 0
+    rounds them to nearest. Unset: 32 for int8 without an objective, 256 otherwise."""
     kv_cache: Literal["float", "int8"] = "float"
     """What int8 and int4 keep keys and values in. int8 takes a quarter of the memory, and longer to read a
     prompt (docs/decisions/0019); only ONNX Runtime 1.32 or later runs it, on a CPU."""
@@ -281,20 +282,25 @@ class Export(Section):
     @property
     def calibrated(self) -> bool:
         """Whether the export reads a calibration."""
-        reads = self.precision == "int8" or self.kv_cache == "int8"
+        reads = (self.precision == "int8" and not self._with_objective) or self.kv_cache == "int8"
         return self.exporter == "graph" and reads and self.conversations > 0
 
     @property
     def rounded(self) -> bool:
         """Whether the export reads matrices that were rounded on conversations."""
-        return self.exporter == "graph" and self.precision == "int4" and self.conversations > 0
+        return self.exporter == "graph" and self._with_objective and self.conversations > 0
 
     @property
     def conversations(self) -> int:
         """`calibration_conversations`, or the precision's own."""
         if self.calibration_conversations is not None:
             return self.calibration_conversations
-        return 256 if self.precision == "int4" else 32
+        return 256 if self._with_objective else 32
+
+    @property
+    def _with_objective(self) -> bool:
+        named = self.objective != Objective()
+        return self.precision == "int4" or (self.precision == "int8" and named)
 
     @model_validator(mode="after")
     def _optimum_only_traces(self) -> Export:
@@ -319,7 +325,8 @@ class Export(Section):
     def _objective_is_read(self) -> Export:
         if self.objective != Objective() and not self.rounded:
             raise ValueError(
-                'objective is of precision = "int4" with calibration_conversations; leave it out elsewhere'
+                'objective is of precision = "int8" or "int4" with calibration_conversations; '
+                "leave it out elsewhere"
             )
         return self
 

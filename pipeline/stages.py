@@ -161,6 +161,8 @@ def rounding(
         trained: base and adapter that the checkpoint was merged from.
     """
 
+    bits = (8,) if settings.precision == "int8" else (4, 8)
+
     def work(out: Path, scratch: Path, progress: Progress) -> Mapping[str, Any]:
         from pipeline.rounding.apart import Trained
         from pipeline.rounding.round import round_weights
@@ -174,6 +176,7 @@ def rounding(
                 system,
                 settings.conversations,
                 settings.objective,
+                bits,
                 settings.weights_per_scale,
                 merged_from,
                 out,
@@ -184,6 +187,7 @@ def rounding(
     chosen = {
         "conversations": settings.conversations,
         "system": system,
+        "bits": bits,
         "block_size": settings.weights_per_scale,
         "objective": settings.objective.model_dump(mode="json"),
     }

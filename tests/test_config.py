@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.config import SEVEN_PROJECTIONS, Config
+from pipeline.config import SEVEN_PROJECTIONS, Config, Export, Objective
 from pipeline.config_file import load_config
 from runtime.errors import ConfigError
 
@@ -135,8 +135,17 @@ def test_overrides_are_toml_or_bare_strings(tmp_path: Path) -> None:
         ),
         (
             MINIMAL,
-            ("export.precision=int8", "export.objective.budget_bytes=1000"),
-            'objective is of precision = "int4" with calibration_conversations',
+            ("export.precision=fp16", "export.objective.budget_bytes=1000"),
+            'objective is of precision = "int8" or "int4" with calibration_conversations',
+        ),
+        (
+            MINIMAL,
+            (
+                "export.precision=int8",
+                "export.calibration_conversations=0",
+                "export.objective.budget_bytes=1000",
+            ),
+            'objective is of precision = "int8" or "int4" with calibration_conversations',
         ),
         (
             MINIMAL,
@@ -145,7 +154,7 @@ def test_overrides_are_toml_or_bare_strings(tmp_path: Path) -> None:
                 "export.calibration_conversations=0",
                 "export.objective.budget_bytes=1000",
             ),
-            'objective is of precision = "int4" with calibration_conversations',
+            'objective is of precision = "int8" or "int4" with calibration_conversations',
         ),
         (
             MINIMAL,
@@ -291,3 +300,14 @@ def test_the_problems_of_all_tasks_are_named(tmp_path: Path) -> None:
     said = str(caught.value)
     assert said.count('method = "dora"') == 2
     assert said.count("its ranks go up to 64") == 1
+
+
+def test_int8_rounds_as_a_whole_or_as_an_objective_asks() -> None:
+    objective = Objective(budget_bytes=143_000_000)
+    fast, close = Export(precision="int8"), Export(precision="int8", objective=objective)
+    assert (fast.calibrated, fast.rounded, fast.conversations) == (True, False, 32)
+    assert (close.calibrated, close.rounded, close.conversations) == (False, True, 256)
+    cached = Export(precision="int8", objective=objective, kv_cache="int8")
+    assert (cached.calibrated, cached.rounded) == (True, True)
+    assert Export(precision="int4").rounded
+    assert not Export(precision="int4", calibration_conversations=0).rounded

@@ -193,11 +193,15 @@ def data(tiny_tools_file: Path, tmp_path_factory: pytest.TempPathFactory) -> Pat
     return folder
 
 
-def rounded(checkpoint: Path, data: Path, folder: Path, objective: Objective) -> dict[str, object]:
+def rounded(
+    checkpoint: Path, data: Path, folder: Path, objective: Objective, bits: tuple[int, ...] = (4, 8)
+) -> dict[str, object]:
     out, scratch = folder / "out", folder / "scratch"
     out.mkdir(parents=True)
     scratch.mkdir()
-    return dict(round_weights(checkpoint, [data], SYSTEM, 10, objective, 64, None, out, scratch, silent))
+    return dict(
+        round_weights(checkpoint, [data], SYSTEM, 10, objective, bits, 64, None, out, scratch, silent)
+    )
 
 
 def test_the_graph_multiplies_by_what_was_chosen(tiny_checkpoint: Path, data: Path, tmp_path: Path) -> None:
@@ -237,6 +241,27 @@ def test_the_graph_multiplies_by_what_was_chosen(tiny_checkpoint: Path, data: Pa
     (logits,) = session.run(["logits"], feeds)
     # Activations are rounded too, to 8 bits.
     assert np.abs(logits[0, 0] - expected[-1]).max() < 0.1 * np.abs(expected[-1]).max()
+
+
+def test_int8_has_8_bits_alone_and_refuses_what_was_rounded_for_int4(
+    tiny_checkpoint: Path, data: Path, tmp_path: Path
+) -> None:
+    figures = rounded(tiny_checkpoint, data, tmp_path / "eight", Objective(budget_bytes=10**6), (8,))
+    forms = figures["forms"]
+    assert isinstance(forms, dict)
+    assert {tried["bits"] for form in forms.values() for tried in form["tried"]} == {8}
+    plain = tmp_path / "plain"
+    out = tmp_path / "onnx"
+    for folder, matrices in ((plain, None), (out, tmp_path / "eight" / "out")):
+        folder.mkdir()
+        export_checkpoint(tiny_checkpoint, folder, "int8", 32, 64, silent, rounded=matrices)
+    assert (out / "model.onnx.data").read_bytes() != (plain / "model.onnx.data").read_bytes()
+    rounded(tiny_checkpoint, data, tmp_path / "mixed", Objective())
+    (tmp_path / "refused").mkdir()
+    with pytest.raises(ExportError, match="round for int8, or export int4"):
+        export_checkpoint(
+            tiny_checkpoint, tmp_path / "refused", "int8", 32, 64, silent, rounded=tmp_path / "mixed" / "out"
+        )
 
 
 def test_more_bytes_are_closer_and_the_choice_repeats(

@@ -31,7 +31,6 @@ from pipeline.stage import Progress
 from runtime.calls import load_tools
 
 SIZES = (32, 64, 128)
-BITS = (4, 8)
 SEED = 0
 ROWS = 1 << 13
 """Rows of a matrix that are rounded at a time: they know nothing of each other."""
@@ -43,6 +42,7 @@ def round_weights(
     system: str,
     conversations: int,
     objective: Objective,
+    bits: Sequence[int],
     plain_block_size: int,
     trained: Trained | None,
     out: Path,
@@ -57,8 +57,9 @@ def round_weights(
         system: the system prompt.
         conversations: how many of the training splits to run, from their beginnings in turn.
         objective: what to spend, and on what.
-        plain_block_size: without a budget, as many bytes are spent as 4 bits in blocks of this size with
-            8 bits at the model's ends would take with float32 scales.
+        bits: of a weight, to choose among: 4, 8 or both.
+        plain_block_size: without a budget, as many bytes are spent as the fewest bits in blocks of this
+            size with 8 bits at the model's ends would take with float32 scales.
         trained: what the checkpoint was merged from, to measure an adapter's update apart; None for a base,
             or where it is not known.
         out: an empty directory.
@@ -85,11 +86,11 @@ def round_weights(
         if isinstance(seen, Ends):
             for end in _ends(layers, seen):
                 progress("rounding the vocabulary", 0, 0)
-                forms[end.name] = end.tried(scratch)
+                forms[end.name] = end.tried(scratch, bits)
                 plain += _plain_bytes(end.weight.shape, 8, plain_block_size)
             continue
-        forms[seen.name] = _tried(seen, positions, scratch)
-        plain += _plain_bytes(seen.weight.shape, 4, plain_block_size)
+        forms[seen.name] = _tried(seen, bits, positions, scratch)
+        plain += _plain_bytes(seen.weight.shape, min(bits), plain_block_size)
     points = frontier(forms)
     chosen = _chosen(points, objective, plain)
     tensors: dict[str, NDArray[np.generic]] = {}
@@ -109,13 +110,13 @@ def round_weights(
     }
 
 
-def _tried(seen: Seen, positions: int, scratch: Path) -> list[Form]:
+def _tried(seen: Seen, bits: Sequence[int], positions: int, scratch: Path) -> list[Form]:
     """Every form of a layer's matrix, rounded and weighed."""
     columns, factor, found = seen.weight.shape[1], error_factor(seen.inputs), []
-    for bits, size in _sizes(columns):
-        blocks = _rounded(seen.weight, factor, bits, size)
-        cost = layer_cost(seen, unpacked_blocks(blocks, columns, bits), positions)
-        found.append(_kept(scratch, seen.name, blocks, bits, size, cost))
+    for each, size in _sizes(columns, bits):
+        blocks = _rounded(seen.weight, factor, each, size)
+        cost = layer_cost(seen, unpacked_blocks(blocks, columns, each), positions)
+        found.append(_kept(scratch, seen.name, blocks, each, size, cost))
     return found
 
 
@@ -129,17 +130,17 @@ class _End:
     looked_up: bool
     multiplied: bool
 
-    def tried(self, scratch: Path) -> list[Form]:
+    def tried(self, scratch: Path, bits: Sequence[int]) -> list[Form]:
         """Every form, rounded and weighed."""
         columns = self.weight.shape[1]
         factor = error_factor(self.ends.inputs if self.multiplied else np.eye(columns))
         found = []
-        for bits, size in _sizes(columns):
-            blocks = _rounded(self.weight, factor, bits, size)
-            rounded = unpacked_blocks(blocks, columns, bits)
+        for each, size in _sizes(columns, bits):
+            blocks = _rounded(self.weight, factor, each, size)
+            rounded = unpacked_blocks(blocks, columns, each)
             cost = head_cost(self.ends, self.weight, rounded) if self.multiplied else 0.0
             cost += embedding_cost(self.ends, self.weight, rounded) if self.looked_up else 0.0
-            found.append(_kept(scratch, self.name, blocks, bits, size, cost))
+            found.append(_kept(scratch, self.name, blocks, each, size, cost))
         return found
 
 
@@ -150,9 +151,9 @@ def _ends(layers: Layers, ends: Ends) -> Iterator[_End]:
         yield _End(HEAD, layers.tensors.read_float32(HEAD), ends, False, True)
 
 
-def _sizes(columns: int) -> list[tuple[int, int]]:
+def _sizes(columns: int, bits: Sequence[int]) -> list[tuple[int, int]]:
     """Bits and block sizes to try; only whole blocks, where there are any."""
-    return [(bits, size) for bits in BITS for size in sorted({whole_block(columns, size) for size in SIZES})]
+    return [(each, size) for each in bits for size in sorted({whole_block(columns, size) for size in SIZES})]
 
 
 def _rounded(weight: NDArray[np.float32], factor: NDArray[np.float32], bits: int, block_size: int) -> Blocks:

@@ -149,15 +149,18 @@ def round_(
     conversations: Annotated[
         int | None, typer.Option(min=1, help="How many training conversations to run; unset is 256.")
     ] = None,
+    precision: Annotated[
+        Literal["int8", "int4"], typer.Option(help="Of the weights; int8 has 8 bits alone to choose from.")
+    ] = "int4",
     budget_bytes: Annotated[
-        int | None, typer.Option(help="Most bytes of all matrices; unset: as many as plain int4 takes.")
+        int | None, typer.Option(help="Most bytes of all matrices; unset: as many as the plain form takes.")
     ] = None,
     budget_kl: Annotated[
         float | None, typer.Option(help="Instead: most divergence; as few bytes are spent as that takes.")
     ] = None,
     system: System = None,
 ) -> None:
-    """A checkpoint + training conversations → what `cockpit export --rounded` reads for int4."""
+    """A checkpoint + training conversations → what `cockpit export --rounded` reads for int4 or int8."""
     from pipeline import stages
     from pipeline.config import DEFAULT_SYSTEM
     from pipeline.config_file import parse_export
@@ -169,7 +172,7 @@ def round_(
         "budget_kl": budget_kl,
     }
     settings = parse_export(
-        {"precision": "int4", "calibration_conversations": conversations, "objective": objective}
+        {"precision": precision, "calibration_conversations": conversations or 256, "objective": objective}
     )
     training = {"data": artifact(data)}
     _make(stages.rounding(settings, system or DEFAULT_SYSTEM, artifact(checkpoint), training), out)
@@ -199,7 +202,7 @@ def export(
     rounded: Annotated[
         Path | None,
         typer.Option(
-            help="What `cockpit round` made; int4 then is several times as close to the checkpoint."
+            help="What `cockpit round` made for this precision; the export then is closer to the checkpoint."
         ),
     ] = None,
     kv_cache: Annotated[
@@ -225,8 +228,13 @@ def export(
         raise UsageError(
             "--calibration is for --precision int8 or --kv-cache int8, and --exporter graph; leave it out"
         )
-    if rounded is not None and not settings.rounded:
-        raise UsageError("--rounded is for --precision int4 and --exporter graph; leave it out")
+    if rounded is not None and (precision not in ("int8", "int4") or exporter != "graph"):
+        raise UsageError("--rounded is for --precision int8 or int4 and --exporter graph; leave it out")
+    if rounded is not None and calibration is not None and precision == "int8" and kv_cache == "float":
+        raise UsageError(
+            "int8 either rounds gate and up as a whole, with --calibration, or takes what --rounded has: "
+            "leave one of them out"
+        )
     given = {"calibration": calibration, "rounding": rounded}
     measured = {stage: artifact(path) for stage, path in given.items() if path is not None}
     _make(stages.onnx(settings, artifact(checkpoint), measured), out)
