@@ -10,7 +10,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from export.quantize import SMALLEST_SCALE, Blocks, packed_blocks, short_scales
+from export.quantize import SMALLEST_SCALE, Blocks, covering_scales, packed_blocks
 from runtime.errors import ExportError
 
 DAMPING = 0.05
@@ -73,8 +73,8 @@ def gptq(
     )
 
 
-def error_factor(hessian: NDArray[np.floating]) -> NDArray[np.float32]:
-    """The upper factor U of (H + damping)⁻¹ = UᵀU; [K, K].
+def damped(hessian: NDArray[np.floating]) -> NDArray[np.float64]:
+    """H with more on its diagonal, [K, K], so that it has an inverse and means something everywhere.
 
     Args:
         hessian: H, [K, K], the sum of x xᵀ over inputs x.
@@ -84,10 +84,23 @@ def error_factor(hessian: NDArray[np.floating]) -> NDArray[np.float32]:
     """
     if not np.isfinite(hessian).all():
         raise ExportError("an activation is NaN or infinite, so it cannot be calibrated on")
-    # H = LLᵀ with rows and columns in reverse gives U = L⁻¹ in reverse, without H⁻¹ and its rounding.
-    work = np.array(hessian[::-1, ::-1], np.float64)
+    work = np.array(hessian, np.float64)
     diagonal = range(len(work))
-    work[diagonal, diagonal] += DAMPING * (float(np.diagonal(hessian).mean(dtype=np.float64)) or 1.0)
+    work[diagonal, diagonal] += DAMPING * (float(np.diagonal(work).mean()) or 1.0)
+    return work
+
+
+def error_factor(hessian: NDArray[np.floating]) -> NDArray[np.float32]:
+    """The upper factor U of (H + damping)⁻¹ = UᵀU; [K, K].
+
+    Args:
+        hessian: H, [K, K], the sum of x xᵀ over inputs x.
+
+    Raises:
+        ExportError: an input is NaN or infinite.
+    """
+    # H = LLᵀ with rows and columns in reverse gives U = L⁻¹ in reverse, without H⁻¹ and its rounding.
+    work = damped(hessian[::-1, ::-1])
     _invert_cholesky(work)
     return np.ascontiguousarray(work[::-1, ::-1], np.float32)
 
@@ -120,7 +133,7 @@ def _best_scales(
     for share in SHRINKAGE:
         scale = widest * share
         scale[scale < SMALLEST_SCALE] = 1
-        scale = short_scales(scale)
+        scale = covering_scales(scale)
         zero = np.full_like(scale, middle) if symmetric else np.clip(np.rint(-low * share / scale), 0, top)
         rounded = np.clip(np.rint(block / scale) + zero, 0, top)
         error = importance @ np.square((rounded - zero) * scale - block)

@@ -64,7 +64,7 @@ def quantize_blocks(weight: NDArray[np.float32], bits: int, block_size: int, sym
     if not np.isfinite(scales).all():
         raise ExportError("a weight is NaN or infinite, so it has no quantized form: check the checkpoint")
     scales[scales < SMALLEST_SCALE] = 1
-    scales = short_scales(scales)
+    scales = covering_scales(scales)
     zeros = np.full_like(scales, middle) if symmetric else np.clip(np.rint(-low / scales), 0, top)
     values = blocks / scales[:, :, None]
     np.rint(values, out=values)
@@ -75,15 +75,18 @@ def quantize_blocks(weight: NDArray[np.float32], bits: int, block_size: int, sym
 
 
 def short_scales(scales: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Positive scales as float16 has them, rounded up: no weight is cut for it.
-
-    What float16 has not, or not to 2 %, stays as it is.
-    """
+    """Positive scales as float16 has them, to the nearest; what it has not, or not to 2 %, stays as it is."""
     inside = (scales >= _SMALLEST_SHORT) & (scales <= _LARGEST_SHORT)
     halves = np.where(inside, scales, 1).astype(np.float16)
-    too_small = inside & (halves.astype(np.float32) < scales)
-    halves.view(np.uint16)[too_small] += 1  # of positive numbers the next in order is the next in size
     return np.where(inside, halves.astype(np.float32), scales)
+
+
+def covering_scales(scales: NDArray[np.float32]) -> NDArray[np.float32]:
+    """The same, but none smaller than it was: no weight is cut for it."""
+    nearest = short_scales(scales)
+    halves = np.where(nearest < scales, nearest, 1).astype(np.float16)
+    halves.view(np.uint16)[...] += 1  # of positive numbers the next in order is the next in size
+    return np.where(nearest < scales, halves.astype(np.float32), nearest)
 
 
 def compact(scales: NDArray[np.float32]) -> NDArray[np.float16] | NDArray[np.float32]:
@@ -117,14 +120,25 @@ def packed_blocks(
 
 def unpacked_blocks(blocks: Blocks, columns: int, bits: int) -> NDArray[np.float32]:
     """The matrix [N, columns] that a rounded one stands for."""
-    rows, count = blocks.scales.shape
-    values = _unpack(blocks.packed.reshape(rows, -1), bits).reshape(rows, count, -1).astype(np.float32)
-    if blocks.zero_points is None:
-        values -= np.float32(1 << (bits - 1))
-    else:
-        values -= _unpack(blocks.zero_points, bits)[:, :count, None]
+    values = centred_blocks(blocks, bits).astype(np.float32)
     values *= blocks.scales[:, :, None]
-    return values.reshape(rows, -1)[:, :columns]
+    return values.reshape(len(values), -1)[:, :columns]
+
+
+def centred_blocks(blocks: Blocks, bits: int) -> NDArray[np.int16]:
+    """The integers of a rounded matrix less their zero points, [N, C, B]."""
+    rows, count = blocks.scales.shape
+    values = _unpack(blocks.packed.reshape(rows, -1), bits).reshape(rows, count, -1).astype(np.int16)
+    values -= unpacked_zeros(blocks, bits)[:, :, None]
+    return values
+
+
+def unpacked_zeros(blocks: Blocks, bits: int) -> NDArray[np.uint8]:
+    """The zero points of a rounded matrix, [N, C]."""
+    rows, count = blocks.scales.shape
+    if blocks.zero_points is None:
+        return np.full((rows, count), 1 << (bits - 1), np.uint8)
+    return _unpack(blocks.zero_points, bits)[:, :count]
 
 
 def quantize_channels(weight: NDArray[np.float32]) -> tuple[NDArray[np.int8], NDArray[np.float32]]:

@@ -16,6 +16,7 @@ from export.quantize import (
     SMALLEST_SCALE,
     Blocks,
     compact,
+    covering_scales,
     quantize_blocks,
     quantize_channels,
     short_scales,
@@ -73,9 +74,12 @@ def test_zero_stays_zero(weight: NDArray[np.float32], bits: int, symmetric: bool
     )
 )
 def test_a_scale_is_rounded_up_to_what_two_bytes_hold(scales: NDArray[np.float32]) -> None:
-    short = short_scales(scales)
+    nearest, short = short_scales(scales), covering_scales(scales)
     inside = (scales >= 2.0**-18) & (scales <= 65504)
     assert (short[~inside] == scales[~inside]).all()
+    assert (nearest[~inside] == scales[~inside]).all()
+    assert (abs(nearest - scales) <= scales * np.where(scales < 2.0**-14, 0.01, 2.0**-11)).all()
+    assert compact(nearest[inside]).dtype == np.float16
     assert (short >= scales).all()
     assert (short <= scales * np.where(scales < 2.0**-14, 1.02, 1.001)).all()
     assert compact(short[inside]).dtype == np.float16

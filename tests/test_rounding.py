@@ -100,7 +100,7 @@ def test_a_cost_is_the_divergence_that_it_foretells(
     """Up to what outputs and tokens have in common, which the estimate leaves out."""
     seen, ends = swept(llama, tmp_path, 40)
     name = f"model.layers.{layer}.{module}.weight"
-    one = seen[name]
+    (one,) = seen[name].parts
     random = np.random.default_rng(layer)
     noise = random.normal(size=one.weight.shape).astype(np.float32) * np.float32(0.003)
     foretold = layer_cost(one, one.weight + noise, len(ends.hidden))
@@ -114,19 +114,41 @@ def test_what_is_seen_is_counted_token_by_token(llama: Path, tmp_path: Path) -> 
     seen, ends = swept(llama, tmp_path, 1)
     assert len(seen) == 12
     assert len(ends.hidden) == CONVERSATIONS[0].positions, "one of four is to judge by"
-    for one in seen.values():
+    for one in (part for each in seen.values() for part in each.parts):
         assert one.inputs.shape == (one.weight.shape[1],) * 2
         assert one.apart.shape == one.inputs.shape
         np.testing.assert_allclose(one.inputs, one.inputs.T)
         assert 0 < one.apart.trace() < one.inputs.trace()
         assert one.rows.sum() == pytest.approx(1)
-    stacked = seen["model.layers.1.self_attn.qkv_proj.weight"].weight
-    np.testing.assert_array_equal(
-        stacked[:64], Checkpoint(llama).read_float32("model.layers.1.self_attn.q_proj.weight")
+    parts = seen["model.layers.1.self_attn.qkv_proj.weight"].parts
+    for part, module in zip(parts, "qkv", strict=True):
+        tensor = f"model.layers.1.self_attn.{module}_proj.weight"
+        np.testing.assert_array_equal(part.weight, Checkpoint(llama).read_float32(tensor))
+    assert not np.allclose(
+        parts[0].inputs / parts[0].inputs.trace(), parts[2].inputs / parts[2].inputs.trace()
     )
     unread = np.setdiff1d(np.arange(99), TOKENS)
     assert (ends.embedding[unread] == 0).all()
     assert (ends.embedding[list(TOKENS)] > 0).all()
+
+
+def test_every_second_conversation_is_read_behind_others() -> None:
+    many = [Conversation(str(at), tuple(range(at, at + 30)), 4) for at in range(96)]
+    for apart in (False, True):
+        chosen = [one for at, one in enumerate(many) if (at % 4 == 0) == apart]
+        behind = [token for one in chosen[1::2] for token in one.tokens]
+        expected = {one.tokens: list(range(3, 29)) for one in chosen[::2]}
+        for at in range(0, len(behind), 512):
+            part = tuple(behind[at : at + 512])
+            expected[part] = list(range(len(part) // 2, len(part) - 1))
+        found = {}
+        for batch in batches(many):
+            for ids, counted in zip(batch.ids, batch.counted, strict=True):
+                places = counted.nonzero().flatten().tolist()
+                if batch.apart == apart:
+                    found[tuple(ids[: places[-1] + 2].tolist())] = places
+        assert found == expected
+    assert sum(len(batch.ids) for batch in batches(many)) == 48 + 3 + 1
 
 
 def test_the_ends_cost_what_they_change(llama: Path, tmp_path: Path) -> None:

@@ -6,23 +6,23 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from pipeline.rounding.sweep import Ends, Seen
+from pipeline.rounding.sweep import Ends, Part
 
 ROWS = 256
 """Positions whose probabilities, and tokens whose errors, are in memory at once."""
 
 
-def layer_cost(seen: Seen, rounded: NDArray[np.float32], positions: int) -> float:
-    """To second order, of a layer's matrix: half the mean of (gᵀ dW x)², outputs taken for independent.
+def layer_cost(part: Part, rounded: NDArray[np.float32], positions: int) -> float:
+    """To second order, of a module's matrix: half the mean of (gᵀ dW x)², outputs taken for independent.
 
     Args:
-        seen: the matrix [N, K] and what it reads.
+        part: the matrix [N, K] and what it reads.
         rounded: what it became, [N, K].
-        positions: how many predictions `seen.apart` was weighed with.
+        positions: how many predictions `part.apart` was weighed with.
     """
-    error = rounded - seen.weight
-    squares = np.einsum("nk,nk->n", error @ seen.apart, error, dtype=np.float64)
-    return float(squares @ seen.rows) / (2 * positions)
+    error = rounded - part.weight
+    squares = np.einsum("nk,nk->n", error @ part.apart, error, dtype=np.float64)
+    return float(squares @ part.rows) / (2 * positions)
 
 
 def embedding_cost(ends: Ends, weight: NDArray[np.float32], rounded: NDArray[np.float32]) -> float:

@@ -12,7 +12,8 @@ from numpy.typing import NDArray
 from safetensors.numpy import load_file, save_file
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
-from export.gptq import error_factor, gptq
+from export.descent import descend
+from export.gptq import damped, error_factor, gptq
 from export.matrix import whole_block
 from export.quantize import Blocks, compact, unpacked_blocks
 from export.rounded import ROUNDED
@@ -90,7 +91,7 @@ def round_weights(
                 plain += _plain_bytes(end.weight.shape, 8, plain_block_size)
             continue
         forms[seen.name] = _tried(seen, bits, positions, scratch)
-        plain += _plain_bytes(seen.weight.shape, min(bits), plain_block_size)
+        plain += sum(_plain_bytes(part.weight.shape, min(bits), plain_block_size) for part in seen.parts)
     points = frontier(forms)
     chosen = _chosen(points, objective, plain)
     tensors: dict[str, NDArray[np.generic]] = {}
@@ -112,12 +113,28 @@ def round_weights(
 
 def _tried(seen: Seen, bits: Sequence[int], positions: int, scratch: Path) -> list[Form]:
     """Every form of a layer's matrix, rounded and weighed."""
-    columns, factor, found = seen.weight.shape[1], error_factor(seen.inputs), []
+    columns, found = seen.parts[0].weight.shape[1], []
+    reads = [_Reads.of(part.inputs) for part in seen.parts]
     for each, size in _sizes(columns, bits):
-        blocks = _rounded(seen.weight, factor, each, size)
-        cost = layer_cost(seen, unpacked_blocks(blocks, columns, each), positions)
-        found.append(_kept(scratch, seen.name, blocks, each, size, cost))
+        parts = [_rounded(part.weight, of, each, size) for part, of in zip(seen.parts, reads, strict=True)]
+        cost = sum(
+            layer_cost(part, unpacked_blocks(blocks, columns, each), positions)
+            for part, blocks in zip(seen.parts, parts, strict=True)
+        )
+        found.append(_kept(scratch, seen.name, _stacked(parts), each, size, cost))
     return found
+
+
+@dataclass(frozen=True)
+class _Reads:
+    """What a matrix [N, K] reads: H with damping, and the factor of its inverse, [K, K] both."""
+
+    hessian: NDArray[np.float32]
+    factor: NDArray[np.float32]
+
+    @staticmethod
+    def of(inputs: NDArray[np.floating]) -> _Reads:
+        return _Reads(damped(inputs).astype(np.float32), error_factor(inputs))
 
 
 @dataclass(frozen=True)
@@ -133,10 +150,10 @@ class _End:
     def tried(self, scratch: Path, bits: Sequence[int]) -> list[Form]:
         """Every form, rounded and weighed."""
         columns = self.weight.shape[1]
-        factor = error_factor(self.ends.inputs if self.multiplied else np.eye(columns))
+        reads = _Reads.of(self.ends.inputs if self.multiplied else np.eye(columns))
         found = []
         for each, size in _sizes(columns, bits):
-            blocks = _rounded(self.weight, factor, each, size)
+            blocks = _rounded(self.weight, reads, each, size)
             rounded = unpacked_blocks(blocks, columns, each)
             cost = head_cost(self.ends, self.weight, rounded) if self.multiplied else 0.0
             cost += embedding_cost(self.ends, self.weight, rounded) if self.looked_up else 0.0
@@ -156,11 +173,18 @@ def _sizes(columns: int, bits: Sequence[int]) -> list[tuple[int, int]]:
     return [(each, size) for each in bits for size in sorted({whole_block(columns, size) for size in SIZES})]
 
 
-def _rounded(weight: NDArray[np.float32], factor: NDArray[np.float32], bits: int, block_size: int) -> Blocks:
-    parts = [
-        gptq(weight[at : at + ROWS], factor, bits, block_size, bits == 8)
-        for at in range(0, len(weight), ROWS)
-    ]
+def _rounded(weight: NDArray[np.float32], reads: _Reads, bits: int, block_size: int) -> Blocks:
+    parts = []
+    for at in range(0, len(weight), ROWS):
+        rows = weight[at : at + ROWS]
+        part = gptq(rows, reads.factor, bits, block_size, bits == 8)
+        # 8 bits leave nothing worth a descent.
+        parts.append(part if bits == 8 else descend(rows, part, reads.hessian, bits))
+    return _stacked(parts)
+
+
+def _stacked(parts: Sequence[Blocks]) -> Blocks:
+    """Matrices of the same form, one under the other."""
     zeros = [part.zero_points for part in parts if part.zero_points is not None]
     return Blocks(
         np.concatenate([part.packed for part in parts]),

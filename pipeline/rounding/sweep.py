@@ -24,6 +24,8 @@ from runtime.errors import CheckpointError
 
 MOST_TOKENS = 1024
 """Of conversations that run side by side."""
+HISTORY = 512
+"""Tokens of conversations behind one another that are run as one; the second half of them counts."""
 ONE_OF = 4
 """Of so many conversations one says what a rounding costs, and the others how to round."""
 ROWS = 256
@@ -32,22 +34,34 @@ _TINY = 1e-30
 
 
 @dataclass(frozen=True)
-class Seen:
-    """What is known of a matrix [N, K] of a layer.
+class Part:
+    """What is known of a module's matrix [N, K].
 
     Attributes:
-        name: as the graph stores it.
         weight: [N, K].
-        inputs: [K, K], the sum of x xᵀ over the tokens to round by, each times its |g|².
+        inputs: [K, K], the sum of x xᵀ over the tokens to round by, each times the module's |g|².
         apart: [K, K], the same over the tokens to judge by.
         rows: [N], each output's share of the sum of all g²; they sum to 1.
     """
 
-    name: str
     weight: NDArray[np.float32]
     inputs: NDArray[np.float32]
     apart: NDArray[np.float32]
     rows: NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Seen:
+    """A matrix of a layer.
+
+    Attributes:
+        name: as the graph stores it.
+        parts: of the modules that are stacked in it. They read the same, but what is loud in one's output
+            need not be in another's.
+    """
+
+    name: str
+    parts: tuple[Part, ...]
 
 
 @dataclass(frozen=True)
@@ -82,11 +96,22 @@ class Ends:
 
 
 def batches(conversations: Sequence[Conversation]) -> list[Batch]:
-    """Conversations in groups of like length; every `ONE_OF`-th conversation is to judge by."""
+    """Conversations in groups of like length; every `ONE_OF`-th is to judge by.
+
+    Of both kinds every second one is run behind others, as what is said late in a drive is read: what was
+    fitted to beginnings alone may be far off where the first token is another.
+    """
     found = []
     for apart in (False, True):
-        found += _alike([one for at, one in enumerate(conversations) if (at % ONE_OF == 0) == apart], apart)
+        chosen = [one for at, one in enumerate(conversations) if (at % ONE_OF == 0) == apart]
+        found += _alike([*chosen[::2], *_histories(chosen[1::2])], apart)
     return found
+
+
+def _histories(conversations: Sequence[Conversation]) -> list[Conversation]:
+    tokens = [token for conversation in conversations for token in conversation.tokens]
+    parts = [tuple(tokens[at : at + HISTORY]) for at in range(0, len(tokens), HISTORY)]
+    return [Conversation("", part, len(part) // 2 + 1) for part in parts if len(part) > 1]
 
 
 def _alike(conversations: Sequence[Conversation], apart: bool) -> list[Batch]:
@@ -188,44 +213,49 @@ class _Watched:
         self._name = layer.full_name(site)
         self._modules = layer.linears(site)
         columns = self._modules[0].in_features
-        self._inputs = torch.zeros(columns, columns)
-        self._apart = torch.zeros(columns, columns)
+        self._inputs = [torch.zeros(columns, columns) for _ in self._modules]
+        self._apart = [torch.zeros(columns, columns) for _ in self._modules]
         self._rows = [torch.zeros(module.out_features, dtype=torch.float64) for module in self._modules]
         self._x = torch.zeros(0)
-        self._loud: list[torch.Tensor] = []
+        self._loud = [torch.zeros(0) for _ in self._modules]
         self._hooks = [self._modules[0].register_forward_pre_hook(self._read)]
         self._hooks += [
-            module.register_full_backward_hook(partial(self._wrote, rows))
-            for module, rows in zip(self._modules, self._rows, strict=True)
+            module.register_full_backward_hook(partial(self._wrote, number))
+            for number, module in enumerate(self._modules)
         ]
 
     def _read(self, module: torch.nn.Module, args: tuple[torch.Tensor, ...]) -> None:
-        self._x, self._loud = args[0].detach().flatten(0, 1), []
+        self._x = args[0].detach().flatten(0, 1)
 
     def _wrote(
         self,
-        rows: torch.Tensor,
+        number: int,
         module: torch.nn.Module,
         into: tuple[torch.Tensor, ...],
         out: tuple[torch.Tensor, ...],
     ) -> None:
         squares = out[0].detach().flatten(0, 1).square()
-        rows += squares.sum(dim=0)
-        self._loud.append(squares.sum(dim=1))
+        self._rows[number] += squares.sum(dim=0)
+        self._loud[number] = squares.sum(dim=1)
 
     def add(self, apart: bool) -> None:
         """Count what one batch read, after it was run back."""
-        weighed = self._x * torch.stack(self._loud).sum(dim=0).sqrt()[:, None]
-        (self._apart if apart else self._inputs).addmm_(weighed.T, weighed)
+        for loud, seen in zip(self._loud, self._apart if apart else self._inputs, strict=True):
+            weighed = self._x * loud.sqrt()[:, None]
+            seen.addmm_(weighed.T, weighed)
 
     def seen(self) -> Seen:
         """What all batches have shown; the site is watched no longer."""
         for hook in self._hooks:
             hook.remove()
-        weight = torch.cat([module.weight for module in self._modules]).numpy()
-        rows = torch.cat(self._rows)
-        shares = rows / rows.sum().clamp_min(_TINY)
-        return Seen(self._name, weight, self._inputs.numpy(), self._apart.numpy(), shares.numpy())
+        parts = []
+        for module, inputs, apart, rows in zip(
+            self._modules, self._inputs, self._apart, self._rows, strict=True
+        ):
+            shares = rows / rows.sum().clamp_min(_TINY)
+            weight = module.weight.detach().clone().numpy()
+            parts.append(Part(weight, inputs.numpy(), apart.numpy(), shares.numpy()))
+        return Seen(self._name, tuple(parts))
 
 
 def _back(
