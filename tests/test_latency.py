@@ -9,10 +9,11 @@ import pytest
 from test_baseline import RELEASE
 
 import runtime
+from pipeline.data.records import Record
 from pipeline.evidence.baseline import against_baseline
 from pipeline.evidence.contender import Call, Reply, Said, Torch
 from pipeline.evidence.latency import CallPrompt, Contender, measure_latency, this_machine
-from pipeline.evidence.own_calls import own_calls
+from pipeline.evidence.own_calls import in_each_language, own_calls
 from pipeline.evidence.thresholds import DEFAULTS, Limits
 from pipeline.quiet import quiet_transformers
 from runtime.errors import StageError, UsageError
@@ -98,6 +99,12 @@ def test_parts_of_the_bundle_s_own_calls_are_all_of_their_time(
         # Cut off at eight tokens: at most a run for each but the last.
         assert 0 < own.new_tokens <= 8
         assert own.runs <= 7
+
+
+def test_every_language_is_asked_alike_however_rare_it_is() -> None:
+    said = [("en", "a"), ("zh", "b"), ("en", "c"), ("en", "d"), ("en", "e")]
+    records = [Record(text, text, (), language) for language, text in said]
+    assert in_each_language(records, 3) == {"en": ["a", "c", "d"], "zh": ["b"]}
 
 
 def test_means_of_parts_are_over_the_calls_and_python_is_what_is_left() -> None:

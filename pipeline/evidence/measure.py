@@ -20,6 +20,7 @@ from pipeline.evidence.chain import measure_chain
 from pipeline.evidence.form import Conversation, expected
 from pipeline.evidence.latency import CallPrompt, Contender, measure_latency
 from pipeline.evidence.links import adapter_in_use, merged_links, shipped_links, unmerged_links
+from pipeline.evidence.own_calls import in_each_language
 from pipeline.evidence.parity import check_cache
 from pipeline.evidence.task import BUNDLE, UNMERGED, task_report
 from pipeline.evidence.torch_model import TorchModel
@@ -119,7 +120,8 @@ def measure(
     calls = _calls(settings, assistant, tokenizer, records, model.adapter)
     del assistant
     gc.collect()  # latency is measured in processes of their own, with the memory to themselves
-    latency = _latency(settings, bundle, others, model, calls, _own(settings, records), progress)
+    own = in_each_language(records, settings.own_calls)
+    latency = _latency(settings, bundle, others, model, calls, own, progress)
     for name, report in (("parity", parity), ("task", task), ("latency", latency)):
         (out / f"{name}.json").write_text(to_json(report), encoding="utf-8")
     return {"conversations": min(len(records), settings.conversations), "utterances": len(task.answers)}
@@ -264,14 +266,6 @@ def _calls(
         CallPrompt(record.utterance, example.prompt, example.answer[-1])
         for record, example in zip(timed, examples, strict=True)
     ]
-
-
-def _own(settings: Validate, records: Sequence[Record]) -> dict[str, list[str]]:
-    """As many utterances of every language, or all there are: language → utterances."""
-    return {
-        language: [record.utterance for record in records if record.lang == language][: settings.own_calls]
-        for language in sorted({record.lang for record in records})
-    }
 
 
 def _latency(

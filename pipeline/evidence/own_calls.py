@@ -1,13 +1,22 @@
-"""Where the time of a bundle's calls goes, from what its process replied to each."""
+"""Calls that a bundle answers by itself: which, and where their time goes."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from statistics import fmean
 
+from pipeline.data.records import Record
 from pipeline.evidence.contender import Reply
 from runtime.report import OwnCalls, distribution
 from runtime.timing import Timing
+
+
+def in_each_language(records: Sequence[Record], most: int) -> dict[str, list[str]]:
+    """The first `most` utterances in every language of the records: language → utterances."""
+    return {
+        language: [record.utterance for record in records if record.lang == language][:most]
+        for language in sorted({record.lang for record in records})
+    }
 
 
 def own_calls(replies: Sequence[Reply]) -> OwnCalls:
