@@ -96,9 +96,10 @@ def divergence(
                 reads[form.name] = _openvino(
                     stack, peers.openvino_python, form.path, threads, scratch / f"logits{at}.npy"
                 )
-        (scratch / "fp32").mkdir()
-        export_checkpoint(checkpoint, scratch / "fp32", "fp32", 32, windows.width, _ignore)
-        found |= _against(_onnx(scratch / "fp32", scratch / "traced", threads), reads, windows)
+        if reads:
+            (scratch / "fp32").mkdir()
+            export_checkpoint(checkpoint, scratch / "fp32", "fp32", 32, windows.width, _ignore)
+            found |= _against(_onnx(scratch / "fp32", scratch / "traced", threads), reads, windows)
     found |= dict(
         _llama([form for form in forms if form.engine == "llama.cpp"], peers, windows, threads, scratch)
     )
