@@ -3,8 +3,8 @@
     python benchmarks/quality_openvino.py FOLDER THREADS FILE
 
 FOLDER is what `optimum-cli export openvino` made. A line of token ids is answered by a line when FILE holds
-their logits, float32 (tokens, vocabulary). The CPU plugin chooses how it multiplies and what it keeps keys
-and values in, as it does behind OpenVINO GenAI, which shows no logits.
+their logits, float32 (tokens, vocabulary). OpenVINO GenAI shows none, so this is the CPU plugin alone, which
+chooses by itself how it multiplies and what it keeps keys and values in.
 """
 
 from __future__ import annotations
