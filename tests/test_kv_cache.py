@@ -222,7 +222,7 @@ def test_what_cannot_be_kept_in_int8_is_refused(
 def test_a_gpu_is_refused(kept: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Whatever ONNX Runtime would make of it there."""
 
-    def elsewhere(path: Path, *options: object, optimized: bool) -> onnxruntime.InferenceSession:
+    def elsewhere(path: Path, *options: object, **named: object) -> onnxruntime.InferenceSession:
         return onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
 
     monkeypatch.setattr("runtime.decoder.open_session", elsewhere)
