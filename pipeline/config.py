@@ -236,8 +236,9 @@ class Objective(Section):
 
     minimize: Literal["kl", "bytes"] = "kl"
     budget_bytes: Annotated[int, Field(ge=1)] | None = None
-    """minimize = "kl": most bytes of all matrices. Unset: as many as blocks of `block_size` take with 4 bits,
-    and with 8 at the model's ends, if each of their scales is a float32. int8 has to name it."""
+    """minimize = "kl": most bytes of all matrices as a token reads them, scales in float32: decoding takes as
+    long as they are many, and files are smaller, with two bytes a scale. Unset: as many as blocks of
+    `block_size` take with 4 bits, and with 8 at the model's ends. int8 has to name it."""
     budget_kl: Positive | None = None
     """minimize = "bytes": most divergence that rounding weights may be expected to add, in nats per
     position."""

@@ -286,6 +286,13 @@ def test_int8_has_8_bits_alone_and_refuses_what_was_rounded_for_int4(
         )
 
 
+def as_read(file: Path) -> int:
+    """Bytes of all matrices where scales are in float32, as ONNX Runtime multiplies with them."""
+    tensors = load_file(file)
+    assert {tensors[name].dtype for name in tensors if name.endswith(".scales")} == {np.dtype(np.float16)}
+    return sum(each.size * (4 if name.endswith(".scales") else 1) for name, each in tensors.items())
+
+
 def test_more_bytes_are_closer_and_the_choice_repeats(
     tiny_checkpoint: Path, data: Path, tmp_path: Path
 ) -> None:
@@ -298,6 +305,7 @@ def test_more_bytes_are_closer_and_the_choice_repeats(
     ).read_bytes()
     assert float(str(large["expected_kl"])) < float(str(small["expected_kl"]))
     assert int(str(small["matrix_bytes"])) <= 60_000 < int(str(large["matrix_bytes"])) <= 80_000
+    assert int(str(small["matrix_bytes"])) == as_read(tmp_path / "small" / "out" / ROUNDED)
     with pytest.raises(StageError, match="raise budget_bytes"):
         rounded(tiny_checkpoint, data, tmp_path / "none", Objective(budget_bytes=10_000))
 

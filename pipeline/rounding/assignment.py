@@ -22,7 +22,8 @@ class Form:
     Attributes:
         bits: of a weight, 4 or 8.
         block_size: weights that share one scale.
-        nbytes: of integers, scales and zero points.
+        nbytes: of integers, scales in float32 and zero points, which a token reads; a file may have the
+            scales in half of that.
         kl: mean divergence, in nats per position, that this matrix alone adds.
     """
 

@@ -22,7 +22,7 @@ class Chosen:
     Attributes:
         bits: of a weight.
         block_size: weights that share one scale.
-        nbytes: of integers, scales and zero points.
+        nbytes: of integers, scales in float32 and zero points.
         kl: mean divergence, in nats per position, that this matrix alone is expected to add.
         tried: every form, the chosen one too.
     """

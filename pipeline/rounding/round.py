@@ -60,7 +60,7 @@ def round_weights(
         objective: what to spend, and on what.
         bits: of a weight, to choose among: 4, 8 or both.
         plain_block_size: without a budget, as many bytes are spent as the fewest bits in blocks of this
-            size with 8 bits at the model's ends would take with float32 scales.
+            size with 8 bits at the model's ends would take.
         trained: what the checkpoint was merged from, to measure an adapter's update apart; None for a base,
             or where it is not known.
         out: an empty directory.
@@ -202,7 +202,9 @@ def _kept(scratch: Path, name: str, blocks: Blocks, bits: int, block_size: int, 
     if blocks.zero_points is not None:
         tensors[f"{name}.zero_points"] = blocks.zero_points
     save_file(tensors, _file(scratch, name, bits, block_size))
-    return Form(bits, block_size, sum(tensor.nbytes for tensor in tensors.values()), cost)
+    zeros = 0 if blocks.zero_points is None else blocks.zero_points.nbytes
+    # Scales count as ONNX Runtime multiplies with them: what a token reads is what decoding takes.
+    return Form(bits, block_size, blocks.packed.nbytes + blocks.scales.nbytes + zeros, cost)
 
 
 def _file(scratch: Path, name: str, bits: int, block_size: int) -> Path:
@@ -216,7 +218,7 @@ def _chosen(points: Sequence[Point], objective: Objective, plain: int) -> Point:
 
 
 def _plain_bytes(shape: tuple[int, ...], bits: int, block_size: int) -> int:
-    """Of a matrix [N, K] with scales of four bytes: what two bytes save is there to be spent on bits."""
+    """Of a matrix [N, K] in blocks of one size."""
     rows, columns = shape
     size = whole_block(columns, max(block_size, min(SIZES)))
     blocks = -(-columns // size)

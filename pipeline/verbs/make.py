@@ -153,7 +153,10 @@ def round_(
         Literal["int8", "int4"], typer.Option(help="Of the weights; int8 has 8 bits alone to choose from.")
     ] = "int4",
     budget_bytes: Annotated[
-        int | None, typer.Option(help="Most bytes of all matrices; unset: as many as the plain form takes.")
+        int | None,
+        typer.Option(
+            help="Most bytes of all matrices, with float32 scales; unset: as many as the plain form."
+        ),
     ] = None,
     budget_kl: Annotated[
         float | None, typer.Option(help="Instead: most divergence; as few bytes are spent as that takes.")
